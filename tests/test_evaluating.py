@@ -411,6 +411,17 @@ def test_an_override_that_was_told_is_told_back():
     assert model.calls == [False, True]
 
 
+def test_an_override_is_told_back_after_train_inside():
+    """Also in the all-eval case: a train() in the block is undone by the override itself."""
+    model = nn.Sequential(LoRA(), Told()).eval()
+    model[1].calls.clear()
+    with evaluating(model):
+        model.train()
+        assert not model[0].merged
+    assert model[0].merged
+    assert model[1].calls == [True, False]
+
+
 def test_lora_is_merged_inside_only():
     """A layer that merges in eval mode predicts merged and trains apart."""
     model = nn.Sequential(LoRA(), nn.Dropout(0.5))
@@ -540,10 +551,22 @@ def test_modules_that_torch_makes(make):
     """Scripted, traced, compiled and wrapped modules: flags that are not in ``__dict__`` too."""
     model = make(net())
     before = flags(model)
+    attributes = [list(part.__dict__) for part in model.modules()]
     assert any(before)
     with evaluating(model):
         assert not any(flags(model))
     assert flags(model) == before
+    assert [list(part.__dict__) for part in model.modules()] == attributes
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_module_sees_the_flags():
+    """The flag reaches the scripted code: dropout acts outside and not inside."""
+    model = torch.jit.script(nn.Sequential(nn.Dropout(0.5)))
+    x = torch.ones(1000)
+    with evaluating(model):
+        assert torch.equal(model(x), x)
+    assert not torch.equal(model(x), x)
 
 
 def test_a_compiled_wrapper_has_no_flag_of_its_own():
@@ -633,6 +656,8 @@ def test_a_scope_may_be_an_attribute_of_its_module():
     model.eval_scope = evaluating(model)
     with model.eval_scope:
         twin = copy.deepcopy(model)
+    with pytest.raises(RuntimeError, match="entered"):
+        twin.eval_scope.__exit__(None, None, None)
     twin.train()
     with twin.eval_scope:
         assert not any(flags(twin))
@@ -732,8 +757,8 @@ def test_any_interleaving(made, data):
             if data.draw(st.booleans()):
                 scope._modules[0].train().eval()  # in between no flag is what it was
             while opened and data.draw(st.booleans()):
-                scope = opened.pop(data.draw(st.integers(0, len(opened) - 1)))
-                data.draw(threads).submit(scope.__exit__, None, None, None).result()
+                position, thread = data.draw(st.integers(0, len(opened) - 1)), data.draw(threads)
+                thread.submit(opened.pop(position).__exit__, None, None, None).result()
                 assert all_in_eval()
     assert [module.training for module in made] == before
     told = [module for module in made if isinstance(module, Told) and module.calls]
