@@ -166,14 +166,17 @@ def _overrides_to_call_back(freed: Modules) -> Modules:
     """Return the overrides to call for ``freed``, and take out of it what cannot be freed yet.
 
     An override would take submodules along that another scope holds in eval mode, and there is no
-    way to call it around them: so it passes to that scope, with all that it takes along.
+    way to call it around them. So it passes to that scope, with all below it that is held: it sets
+    these again whenever it is called, and only what is freed with it gets its own flag after that.
     """
     if _told.isdisjoint(freed) and all(m.training is _before[key] for key, m in freed.items()):
         return {}
     due = overrides_due(freed, _before, _told)
     for module in due.values():
-        below = tree((module,)).keys()
-        for scope in _open:
-            if not below.isdisjoint(scope.modules):
-                scope.modules.update({key: freed.pop(key) for key in below & freed.keys()})
+        below = {key: m for key, m in tree((module,)).items() if key in _before}
+        heir = next((s for s in _open if not s.modules.keys().isdisjoint(below)), None)
+        if heir is not None:
+            heir.modules.update(below)
+            for key in below:
+                freed.pop(key, None)
     return {key: module for key, module in due.items() if key in freed}

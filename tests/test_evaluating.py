@@ -474,6 +474,19 @@ def test_an_override_does_not_take_away_what_another_scope_holds():
     assert model[0].calls == [False, True]
 
 
+def test_an_override_waits_for_two_scopes_with_all_below_it():
+    """What an override will set again when it is called at last stays held until then."""
+    inner, frozen = nn.Dropout(), nn.BatchNorm1d(2).eval()
+    model = Told(inner, frozen)
+    model.training = inner.training = True
+    whole, first, second = evaluating(model), evaluating(inner), evaluating(frozen)
+    for scope in (whole, first, second):
+        scope.__enter__()
+    for scope in (whole, second, first):
+        scope.__exit__(None, None, None)
+    assert flags(model) == [True, True, False]
+
+
 def test_an_override_may_use_evaluating():
     """The lock is reentrant: an override opens a scope of its own, in both directions."""
 
