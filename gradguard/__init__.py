@@ -1,0 +1,63 @@
+"""Grad mode done right: guards, decorators, assertions and watches for PyTorch.
+
+``import gradguard`` does not import torch (the pytest plugin lives in this package, and importing
+torch takes seconds): each public name is resolved on its first use, see PEP 562.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradguard._compare import compare_modes as compare_modes
+    from gradguard._detached import assert_detached as assert_detached
+    from gradguard._errors import GradLeakError as GradLeakError
+    from gradguard._errors import GradModeError as GradModeError
+    from gradguard._errors import GradModeWarning as GradModeWarning
+    from gradguard._evaluating import evaluating as evaluating
+    from gradguard._guards import enable_grad as enable_grad
+    from gradguard._guards import inference_mode as inference_mode
+    from gradguard._guards import no_grad as no_grad
+    from gradguard._guards import set_grad_enabled as set_grad_enabled
+    from gradguard._parameters import assert_gradients as assert_gradients
+    from gradguard._parameters import assert_parameters_used as assert_parameters_used
+    from gradguard._parameters import assert_trainable as assert_trainable
+    from gradguard._stack import guards as guards
+    from gradguard._state import GradState as GradState
+    from gradguard._state import grad_state as grad_state
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "GradLeakError": "_errors",
+    "GradModeError": "_errors",
+    "GradModeWarning": "_errors",
+    "GradState": "_state",
+    "assert_detached": "_detached",
+    "assert_gradients": "_parameters",
+    "assert_parameters_used": "_parameters",
+    "assert_trainable": "_parameters",
+    "enable_grad": "_guards",
+    "compare_modes": "_compare",
+    "evaluating": "_evaluating",
+    "grad_state": "_state",
+    "guards": "_stack",
+    "inference_mode": "_guards",
+    "no_grad": "_guards",
+    "set_grad_enabled": "_guards",
+}
+
+__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        msg = f"module 'gradguard' has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    value = getattr(import_module(f"gradguard.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

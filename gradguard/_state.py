@@ -1,0 +1,70 @@
+"""GradState, and the one place that reads and sets torch's two flags.
+
+Everything is bound once, at import: a project may rebind ``torch.no_grad`` and the others to
+gradguard's, and a look-up at run time would then find gradguard itself and recurse.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch.compiler import is_dynamo_compiling as is_dynamo_compiling
+
+is_grad_enabled = torch.is_grad_enabled
+is_inference_mode_enabled = torch.is_inference_mode_enabled
+
+# torch.set_grad_enabled(mode) does the same at five times the cost: it builds a guard object that
+# nobody uses. Dynamo, make_fx and torch.export all follow this name.
+set_grad = torch._C._set_grad_enabled  # noqa: SLF001 (see above)
+
+
+class InferenceToken(Protocol):
+    """What holds a switch of inference mode; its exit brings both flags back, in any thread."""
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def _enter_in_two_calls(mode: bool) -> InferenceToken:
+    token = torch._C._InferenceMode(mode)  # noqa: SLF001
+    token.__enter__()
+    return token
+
+
+def _construction_enters() -> bool:
+    before = is_inference_mode_enabled()
+    token = torch._C._InferenceMode(not before)  # noqa: SLF001
+    entered = is_inference_mode_enabled() is not before
+    token.__exit__(None, None, None)
+    return entered
+
+
+# torch has no public way to switch inference mode but torch.inference_mode, whose exit cannot be
+# told which state to bring back. In 2.6 to 2.13 constructing the C object enters the mode and its
+# `__enter__` does nothing, so calling it (80 of 420 ns) is left out where that holds.
+enter_inference = torch._C._InferenceMode if _construction_enters() else _enter_in_two_calls  # noqa: SLF001
+
+
+class GradState(NamedTuple):
+    """The two flags of the calling thread: are operations recorded, and is inference mode on?
+
+    >>> GradState(grad_enabled=True, inference_mode=False)
+    GradState(grad_enabled=True, inference_mode=False)
+    """
+
+    grad_enabled: bool
+    inference_mode: bool
+
+
+def grad_state() -> GradState:
+    """Return the grad mode and the inference mode of the calling thread.
+
+    Operations are recorded for backward when `grad_enabled` is True **and** `inference_mode` is
+    False: inside inference mode nothing is recorded, whatever the grad mode says.
+
+    >>> import gradguard
+    >>> with gradguard.inference_mode():
+    ...     gradguard.grad_state()
+    GradState(grad_enabled=False, inference_mode=True)
+
+    Source: `torch.is_grad_enabled`, `torch.is_inference_mode_enabled`.
+    """
+    return GradState(is_grad_enabled(), is_inference_mode_enabled())
