@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from types import CodeType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 With: TypeAlias = ast.With | ast.AsyncWith
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 Scope: TypeAlias = ast.Module | Function | ast.ClassDef
+N = TypeVar("N", bound=ast.AST)
 _Placed: TypeAlias = ast.stmt | ast.expr
 
 # Of `with`: SETUP_* in Python 3.10, BEFORE_* in 3.11 to 3.13, LOAD_SPECIAL from 3.14 on; of `for`.
@@ -153,9 +154,9 @@ def open_loops(scope: Scope, at: Position) -> Iterator[ast.For | ast.AsyncFor]:
                 yield node
 
 
-def yields(scope: Scope) -> Iterator[ast.Yield | ast.YieldFrom]:
-    """Yield the ``yield`` expressions of the function itself."""
-    return (node for node in _own(scope) if isinstance(node, ast.Yield | ast.YieldFrom))
+def nodes(scope: Scope, kind: type[N]) -> Iterator[N]:
+    """Yield the nodes of this kind of the function itself."""
+    return (node for node in _own(scope) if isinstance(node, kind))
 
 
 def _statement_calls(scope: Scope) -> Iterator[ast.Call]:

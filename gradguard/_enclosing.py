@@ -22,9 +22,9 @@ from gradguard._blocks import (
     position,
     scope_of,
 )
+from gradguard._helpers import switch_of_helper
 from gradguard._lookup import Names
 from gradguard._messages.where import unread
-from gradguard._suspended import switch_of_suspended
 from gradguard._switches import GUARDS, Switch, guard_called, is_a, switch_of, switch_of_object
 
 _ENTER = ("enter_context", "enter_async_context")
@@ -104,14 +104,14 @@ def _is_guard_name(name: str, names: Names) -> bool:
 def _items(scope: Scope, at: Position, names: Names) -> Iterator[Found]:
     for item in open_items(scope, at):
         node = item.context_expr
-        switch = switch_of(node, names) or switch_of_suspended(node, names)
+        switch = switch_of(node, names) or switch_of_helper(node, names)
         if switch is not None:
             yield node.lineno, switch, "with" if switch.certain else "choice"
 
 
 def _loops(scope: Scope, at: Position, names: Names) -> Iterator[Found]:
     for loop in open_loops(scope, at):
-        switch = switch_of_suspended(loop.iter, names)
+        switch = switch_of_helper(loop.iter, names)
         if switch is not None:
             yield loop.lineno, switch, "with"
 

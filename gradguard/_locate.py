@@ -7,7 +7,7 @@ running program has anyway: its frames, their source and the closures of decorat
 import sys
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -68,15 +68,31 @@ def decisive(blocks: Iterable[Block], state: "GradState") -> Block | None:
     """
     flag, value = ("inference", True) if state.inference_mode else ("grad", state.grad_enabled)
     possible: Block | None = None
-    for block in blocks:
+    for block in _in_effect(blocks):
         values: tuple[bool, ...] = getattr(block.switch, flag)
         if value in values and block.certain:
             return block
-        if value in values:
+        if value in values or (value and _leaves_inference(block)):
             possible = possible or block
         elif values and block.certain:
             break
     return possible
+
+
+def _in_effect(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Leave out an inference block that gradguard's inference_mode(False) has undone further in."""
+    undone = False
+    for block in blocks:
+        if undone and block.switch.inference == (True,):
+            undone = False
+        else:
+            undone = undone or _leaves_inference(block)
+            yield block
+
+
+def _leaves_inference(block: Block) -> bool:
+    """Tell gradguard's inference_mode(False), which brings back the grad mode of further out."""
+    return block.switch.effect == ((), (False,))
 
 
 def where(state: "GradState", *, recorded: str | None = None) -> list[str]:

@@ -141,6 +141,9 @@ def test_header_lines_of_a_multi_line_with_open_what_comes_before():
         for line in (1, 2, 3, 5)
     }
     assert found == {1: ["one()"], 2: [], 3: ["one()"], 5: ["two()", "one()"]}
+    scope = ast.parse("with one(), two():\n    pass\n")
+    (item,) = open_items(scope, Position(1, None))
+    assert ast.unparse(item) == "one()"
 
 
 def test_calls_before_come_with_the_blocks_that_have_ended():

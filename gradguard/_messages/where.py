@@ -7,7 +7,7 @@ from gradguard._messages.listing import one_line
 
 _SHOWN = 5
 _CERTAIN = "The mode was switched on this call stack:"
-_MAYBE = "The mode may have been switched by the first of these, on this call stack (else see below):"
+_MAYBE = "The mode may have been switched on this call stack, by the first of these:"
 _NOT_THESE = "These switch the mode on this call stack, but not to what it is:"
 _FIND_IT = (
     "To find it, run the program under `python -m gradguard run SCRIPT`, or put "
@@ -66,6 +66,11 @@ def through(function: str, kind: str) -> str:
     return f"{kind}, held open by {function}() while it yields,"
 
 
+def made(function: str, kind: str) -> str:
+    """Name a guard that a function of the user's returns."""
+    return f"{kind}, made by {function}(),"
+
+
 def forward(name: str) -> str:
     """Name the forward of an autograd function, inside which torch turns grad off."""
     return f"{name}.forward, an autograd.Function.forward (torch turns grad off inside),"
@@ -116,7 +121,7 @@ def _elsewhere(recorded: str | None, recording_in: str | None) -> str:
         )
     if recording_in is not None:
         return "Grad is on unless something turns it off: nothing on this call stack does."
-    return f"What switched it is not on this call stack: it has returned. {_FIND_IT}"
+    return f"What switched it is not seen on this call stack: it has probably returned. {_FIND_IT}"
 
 
 def failed(error: type[BaseException]) -> list[str]:
