@@ -7,6 +7,9 @@ torch takes seconds): each public name is resolved on its first use, see PEP 562
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradguard._assertions import assert_grad_enabled as assert_grad_enabled
+    from gradguard._assertions import assert_inference_mode as assert_inference_mode
+    from gradguard._assertions import assert_no_grad as assert_no_grad
     from gradguard._compare import compare_modes as compare_modes
     from gradguard._detached import assert_detached as assert_detached
     from gradguard._errors import GradLeakError as GradLeakError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from gradguard._guards import inference_mode as inference_mode
     from gradguard._guards import no_grad as no_grad
     from gradguard._guards import set_grad_enabled as set_grad_enabled
+    from gradguard._leak_check import leak_check as leak_check
     from gradguard._parameters import assert_gradients as assert_gradients
     from gradguard._parameters import assert_parameters_used as assert_parameters_used
     from gradguard._parameters import assert_trainable as assert_trainable
@@ -32,15 +36,19 @@ _MODULE_OF = {
     "GradModeWarning": "_errors",
     "GradState": "_state",
     "assert_detached": "_detached",
+    "assert_grad_enabled": "_assertions",
     "assert_gradients": "_parameters",
+    "assert_inference_mode": "_assertions",
+    "assert_no_grad": "_assertions",
     "assert_parameters_used": "_parameters",
     "assert_trainable": "_parameters",
-    "enable_grad": "_guards",
     "compare_modes": "_compare",
+    "enable_grad": "_guards",
     "evaluating": "_evaluating",
     "grad_state": "_state",
     "guards": "_stack",
     "inference_mode": "_guards",
+    "leak_check": "_leak_check",
     "no_grad": "_guards",
     "set_grad_enabled": "_guards",
 }

@@ -87,6 +87,20 @@ def close_out_of_order(guard: "Guard") -> None:
     warn(out_of_order(repr(guard), repr(above[0][0])), GradModeWarning)
 
 
+def close_above(base: "Link | None") -> "tuple[Guard, ...]":
+    """Close the guards left open above `base`, innermost first; return them, outermost first.
+
+    The mode is left to the caller. Nothing is closed where `base` itself has been.
+    """
+    chain = links()
+    if base is not None and base not in chain:
+        return ()
+    above = chain[: chain.index(base)] if base is not None else chain
+    _unwind(above)
+    thread.cell[0] = base
+    return tuple(link[0] for link in reversed(above))
+
+
 def _unwind(above: list[Link]) -> list[bool]:
     """Exit the tokens of `above`, innermost first; return the inference mode that each had set."""
     modes = []

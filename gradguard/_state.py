@@ -68,3 +68,17 @@ def grad_state() -> GradState:
     Source: `torch.is_grad_enabled`, `torch.is_inference_mode_enabled`.
     """
     return GradState(is_grad_enabled(), is_inference_mode_enabled())
+
+
+_kept: list[InferenceToken] = []
+
+
+def put_back(state: GradState) -> None:
+    """Bring back `state` where something was left switched for good.
+
+    Where that was inference mode the token is kept for ever: dropped, it would bring back what
+    it found, the leak, at a random time.
+    """
+    if is_inference_mode_enabled() is not state.inference_mode:
+        _kept.append(enter_inference(state.inference_mode))
+    set_grad(state.grad_enabled)

@@ -1,0 +1,73 @@
+"""What `leak_check` says when a block or a call left something changed."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from gradguard._messages.listing import MOST_ENTRIES, one_line
+
+_EVALUATING = (
+    "To do: put the module in eval mode with `with gradguard.evaluating(module):`, which brings "
+    "the flags back."
+)
+
+
+class State(Protocol):
+    """`gradguard.GradState`."""
+
+    @property
+    def grad_enabled(self) -> bool: ...
+    @property
+    def inference_mode(self) -> bool: ...
+
+
+def not_a_module(kind: str) -> str:
+    return (
+        f"leak_check(*modules) takes torch.nn.Module objects, got {kind}. "
+        "As a decorator write @leak_check() or @leak_check(model), with the parentheses."
+    )
+
+
+def left_changed(
+    name: str,
+    before: State,
+    after: State,
+    *,
+    left_open: Sequence[str],
+    modules: Sequence[str],
+    where: Sequence[str],
+) -> str:
+    """Say what changed, which guards were left open, where, and what to do."""
+    lines = []
+    if before.grad_enabled is not after.grad_enabled:
+        lines.append(_changed(name, "grad mode", before.grad_enabled, after.grad_enabled))
+    if before.inference_mode is not after.inference_mode:
+        lines.append(_changed(name, "inference mode", before.inference_mode, after.inference_mode))
+    if left_open:
+        lines.append(f"Guards entered and never exited: {', '.join(map(one_line, left_open))}.")
+    if where:
+        lines += where
+        lines.append("To do: switch the mode with `with` or a decorator, so that it ends there.")
+    if modules:
+        lines += _flags(name, modules)
+    lines.append("All has been put back.")
+    return "\n".join(lines)
+
+
+def _changed(name: str, what: str, before: bool, after: bool) -> str:
+    left = f"leak_check: {one_line(name)} left {what} {_on(after)}"
+    return f"{left}; it was {_on(before)} when it began."
+
+
+def _on(flag: bool) -> str:
+    return "on" if flag else "off"
+
+
+def _flags(name: str, modules: Sequence[str]) -> list[str]:
+    shown = [f"  {one_line(module)}" for module in modules[:MOST_ENTRIES]]
+    if len(modules) > MOST_ENTRIES:
+        shown.append(f"  and {len(modules) - MOST_ENTRIES} more")
+    return [
+        f"leak_check: {one_line(name)} left the training flag changed of ({len(modules)}):",
+        *shown,
+        _EVALUATING,
+    ]

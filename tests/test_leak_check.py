@@ -1,0 +1,230 @@
+"""leak_check: what it finds, what it puts back, and that it hides nothing."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import gradguard
+from gradguard import GradLeakError, GradState, leak_check
+
+RECORDING = GradState(grad_enabled=True, inference_mode=False)
+
+
+def model():
+    return nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+
+
+@pytest.fixture(autouse=True)
+def mode_is_put_back():
+    """Every test here leaks on purpose, and must end in the mode that it began in."""
+    yield
+    assert gradguard.grad_state() == RECORDING
+    assert gradguard.guards() == ()
+
+
+def leak():
+    torch.set_grad_enabled(False)
+
+
+def test_a_block_that_leaks_is_told_and_put_back():
+    """A `with` block that leaves grad off raises GradLeakError, and grad is on again."""
+    with pytest.raises(GradLeakError) as caught, leak_check():
+        leak()
+    first, *rest = str(caught.value).splitlines()
+    assert first == "leak_check: the block left grad mode off; it was on when it began."
+    assert any("python -m gradguard run" in line for line in rest)
+    assert any(line.startswith("To do: ") for line in rest)
+
+
+def test_a_block_that_ends_as_it_began_is_silent():
+    """Switches that end within the block are no leak."""
+    net = model()
+    with leak_check(net):
+        with torch.no_grad(), gradguard.inference_mode():
+            net.eval()
+        net.train()
+
+
+def test_inference_mode_left_on_is_put_back():
+    """A torch inference guard that is entered and never exited is a leak of both flags."""
+    guard = torch.inference_mode()
+    with pytest.raises(GradLeakError) as caught, leak_check():
+        guard.__enter__()
+    assert "left inference mode on; it was off" in str(caught.value)
+    assert gradguard.grad_state() == RECORDING
+
+
+def test_open_guards_are_named_and_closed():
+    """gradguard guards that the block entered and never exited are named, and closed."""
+    with pytest.raises(GradLeakError) as caught, leak_check():
+        gradguard.inference_mode().__enter__()
+        gradguard.enable_grad().__enter__()
+        gradguard.no_grad().__enter__()
+    assert (
+        "Guards entered and never exited: inference_mode(mode=True), enable_grad(), no_grad()."
+        in str(caught.value)
+    )
+
+
+def test_guards_outside_stay_open():
+    """Only what the block opened is closed; a guard around it goes on."""
+    with gradguard.no_grad():
+        with pytest.raises(GradLeakError), leak_check():
+            gradguard.enable_grad().__enter__()
+        assert gradguard.guards() == (gradguard.no_grad(),)
+        assert not torch.is_grad_enabled()
+
+
+def test_training_flags_are_named_and_put_back():
+    """Each submodule whose flag changed is named; those that did not change are not."""
+    net = model()
+    with pytest.raises(GradLeakError) as caught, leak_check(net):
+        net[1].eval()
+    assert "left the training flag changed of (1):\n  Sequential.1\n" in str(caught.value)
+    assert "evaluating(module)" in str(caught.value)
+    assert net[1].training
+
+
+def test_many_flags_are_counted():
+    """Beyond ten modules the rest are counted, so the message stays short."""
+    net = nn.Sequential(*(nn.ReLU() for _ in range(30)))
+    with pytest.raises(GradLeakError) as caught, leak_check(net):
+        net.eval()
+    assert "(31):" in str(caught.value)
+    assert "and 21 more" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 25
+
+
+def test_an_exception_of_the_body_comes_out_with_a_note():
+    """The body's own exception is not hidden; the finding is added to it as a note."""
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught, leak_check():
+        leak()
+        raise error
+    assert caught.value is error
+    assert "left grad mode off" in error.__notes__[0]
+
+
+def test_a_decorated_function_is_named():
+    """As a decorator the message names the function."""
+
+    @leak_check()
+    def validate():
+        leak()
+
+    with pytest.raises(GradLeakError, match=r"validate\(\) left grad mode off"):
+        validate()
+
+
+def test_a_decorated_generator_is_checked_at_its_end():
+    """A generator's switches are invisible outside meanwhile, and reported when it ends."""
+
+    @leak_check()
+    def batches():
+        leak()
+        yield torch.is_grad_enabled()
+
+    steps = batches()
+    assert next(steps) is False
+    assert torch.is_grad_enabled()
+    with pytest.raises(GradLeakError, match=r"batches\(\) left grad mode off"):
+        next(steps)
+
+
+def test_closing_a_generator_reports_its_leak():
+    """A generator closed early is checked, too."""
+
+    @leak_check()
+    def batches():
+        leak()
+        yield 1
+
+    steps = batches()
+    next(steps)
+    with pytest.raises(GradLeakError):
+        steps.close()
+
+
+def test_flags_that_others_change_meanwhile_are_not_the_generators():
+    """Only the body's own changes of a training flag count."""
+    net = model()
+
+    @leak_check(net)
+    def batches():
+        yield 1
+        yield 2
+
+    steps = batches()
+    next(steps)
+    net.eval()
+    assert list(steps) == [2]
+    assert not net.training
+
+
+def test_a_decorated_coroutine_and_async_generator():
+    """Both async kinds are checked when their body ends, and an exception keeps its type."""
+
+    @leak_check()
+    async def step():
+        leak()
+        await asyncio.sleep(0)
+
+    @leak_check()
+    async def stream():
+        yield 1
+        leak()
+        raise LookupError
+
+    async def main():
+        with pytest.raises(GradLeakError, match=r"step\(\)"):
+            await step()
+        with pytest.raises(LookupError) as caught:
+            [item async for item in stream()]
+        assert "stream() left grad mode off" in caught.value.__notes__[0]
+
+    asyncio.run(main())
+
+
+def test_one_object_nested_and_in_threads():
+    """One leak_check object may be open several times, in several threads."""
+    check = leak_check()
+    seen = []
+
+    def work():
+        with check, check:
+            seen.append(torch.is_grad_enabled())
+
+    with check:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == [True] * 4
+
+
+@pytest.mark.parametrize("bad", [3, len, "net"])
+def test_bad_arguments_are_refused(bad):
+    """Anything but a module is a TypeError that shows the decorator form."""
+    with pytest.raises(TypeError, match=r"takes torch\.nn\.Module objects.*@leak_check\(\)"):
+        leak_check(bad)
+
+
+def test_a_compiled_step_keeps_one_graph():
+    """While Dynamo compiles it does nothing: no graph break, as a block and as a decorator."""
+    torch._dynamo.reset()
+    net = model()
+
+    @leak_check(net)
+    def double(x):
+        return x * 2
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(x):
+        with leak_check(net):
+            return double(x)
+
+    assert step(torch.ones(2)).tolist() == [2.0, 2.0]
