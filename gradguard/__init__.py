@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gradguard._assertions import assert_grad_enabled as assert_grad_enabled
     from gradguard._assertions import assert_inference_mode as assert_inference_mode
     from gradguard._assertions import assert_no_grad as assert_no_grad
+    from gradguard._carry import carry as carry
     from gradguard._compare import compare_modes as compare_modes
     from gradguard._detached import assert_detached as assert_detached
     from gradguard._errors import GradLeakError as GradLeakError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gradguard._guards import inference_mode as inference_mode
     from gradguard._guards import no_grad as no_grad
     from gradguard._guards import set_grad_enabled as set_grad_enabled
+    from gradguard._isolated import isolated as isolated
     from gradguard._leak_check import leak_check as leak_check
     from gradguard._parameters import assert_gradients as assert_gradients
     from gradguard._parameters import assert_parameters_used as assert_parameters_used
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from gradguard._stack import guards as guards
     from gradguard._state import GradState as GradState
     from gradguard._state import grad_state as grad_state
+    from gradguard._tasks import isolate_tasks as isolate_tasks
 
 __version__ = "0.1.0"
 
@@ -42,12 +45,15 @@ _MODULE_OF = {
     "assert_no_grad": "_assertions",
     "assert_parameters_used": "_parameters",
     "assert_trainable": "_parameters",
+    "carry": "_carry",
     "compare_modes": "_compare",
     "enable_grad": "_guards",
     "evaluating": "_evaluating",
     "grad_state": "_state",
     "guards": "_stack",
     "inference_mode": "_guards",
+    "isolate_tasks": "_tasks",
+    "isolated": "_isolated",
     "leak_check": "_leak_check",
     "no_grad": "_guards",
     "set_grad_enabled": "_guards",
