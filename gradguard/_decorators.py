@@ -68,7 +68,7 @@ def decorate_each(fn: Any, guard_for: Callable[..., Scope], name: str, plain: An
     if isinstance(fn, (classmethod, staticmethod)):
         return type(fn)(decorate_each(fn.__func__, guard_for, name, plain))
     if isinstance(fn, property):
-        parts = (fn.fget, fn.fset, fn.fdel)
+        parts: tuple[Any, ...] = (fn.fget, fn.fset, fn.fdel)
         again = (part and decorate_each(part, guard_for, name, plain) for part in parts)
         getter, setter, deleter = again
         return fn.getter(getter).setter(setter).deleter(deleter)
@@ -124,7 +124,24 @@ def _generator(fn: Callable[..., Any], guard_for: Callable[..., Scope]) -> Calla
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         guard = guard_for(*args, **kwargs)
-        return (yield from drive(fn(*args, **kwargs), guard.body()))
+        target = fn(*args, **kwargs)
+        if not is_dynamo_compiling():
+            steps: Any = drive(target, guard.body())
+            return (yield from steps)
+        # Dynamo neither sends nor throws through `yield from`, and loses a StopIteration that
+        # leaves a `with` (why it cannot follow torch's wrapper to the end of a generator).
+        step, value = target.send, None
+        while True:
+            with guard.traced():
+                try:
+                    yielded = step(value)
+                except StopIteration as stop:
+                    return stop.value
+            try:
+                value = yield yielded
+                step = target.send
+            except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
+                step, value = target.throw, thrown
 
     return wrapper
 

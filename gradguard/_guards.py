@@ -50,7 +50,7 @@ def no_grad(orig_func: Any = None) -> Any:
 
     Source: `torch.no_grad`; where torch differs, see the README.
     """
-    guard = _traced.TracedGrad(False) if is_dynamo_compiling() else NO_GRAD
+    guard: Any = _traced.traced_grad(False) if is_dynamo_compiling() else NO_GRAD
     return guard if orig_func is None else guard(orig_func)
 
 
@@ -82,7 +82,7 @@ def enable_grad(orig_func: Any = None) -> Any:
 
     Source: `torch.enable_grad`; `c10::InferenceMode` for what inference mode leaves out.
     """
-    guard = _traced.TracedGrad(True) if is_dynamo_compiling() else ENABLE_GRAD
+    guard: Any = _traced.traced_grad(True) if is_dynamo_compiling() else ENABLE_GRAD
     return guard if orig_func is None else guard(orig_func)
 
 
@@ -111,7 +111,8 @@ def set_grad_enabled(mode: bool) -> Guard:
     """
     if mode is not True and mode is not False:
         raise TypeError(mode_not_bool("set_grad_enabled", repr(mode), type(mode).__name__))
-    return _traced.TracedSetGrad(mode) if is_dynamo_compiling() else SetGrad(mode)
+    guard: Any = _traced.traced_set_grad(mode) if is_dynamo_compiling() else SetGrad(mode)
+    return guard  # type: ignore[no-any-return]
 
 
 @overload
@@ -147,7 +148,7 @@ def inference_mode(mode: Any = True) -> Any:
     """
     if mode is True or mode is False:
         if is_dynamo_compiling():
-            return _traced.TracedInference(mode)
+            return _traced.traced_inference(mode)
         return INFERENCE_ON if mode else INFERENCE_OFF
     if not callable(mode) and not isinstance(mode, (classmethod, property)):
         raise TypeError(mode_not_bool("inference_mode", repr(mode), type(mode).__name__))
