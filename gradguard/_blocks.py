@@ -75,11 +75,14 @@ def _scope(source: str, name: str, line: int) -> Scope:
     if name == "<module>":
         return tree
     for node in ast.walk(tree):
-        if isinstance(node, Function | ast.ClassDef):  # noqa: SIM102
-            if (node.name, first_line(node)) == (name, line):
-                return node
+        if isinstance(node, Function | ast.ClassDef) and _is_at(node, name, line):
+            return node
     msg = "its source has changed since it was loaded"
     raise UnreadableError(msg)
+
+
+def _is_at(node: Function | ast.ClassDef, name: str, line: int) -> bool:
+    return node.name == name and first_line(node) == line
 
 
 @lru_cache(maxsize=8)
@@ -148,10 +151,10 @@ def calls_before(scope: Scope, at: Position) -> Iterator[tuple[ast.Call, list[Wi
 
 def open_loops(scope: Scope, at: Position) -> Iterator[ast.For | ast.AsyncFor]:
     """Yield the ``for`` statements whose body is at `at`."""
-    for node in _own(scope):
-        if isinstance(node, ast.For | ast.AsyncFor) and _covers(node, at):  # noqa: SIM102
-            if not _covers(node.iter, at):
-                yield node
+    loops: list[ast.For | ast.AsyncFor] = [*nodes(scope, ast.For), *nodes(scope, ast.AsyncFor)]
+    for node in loops:
+        if _covers(node, at) and not _covers(node.iter, at):
+            yield node
 
 
 def nodes(scope: Scope, kind: type[N]) -> Iterator[N]:
@@ -167,10 +170,9 @@ def _statement_calls(scope: Scope) -> Iterator[ast.Call]:
 
 def calls_of_method(scope: Scope, name: str) -> Iterator[ast.Call]:
     """Yield the calls ``anything.name(…)`` of the function itself."""
-    for node in _own(scope):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # noqa: SIM102
-            if node.func.attr == name:
-                yield node
+    for node in nodes(scope, ast.Call):
+        if isinstance(node.func, ast.Attribute) and node.func.attr == name:
+            yield node
 
 
 def _withs(scope: Scope) -> list[With]:

@@ -56,9 +56,9 @@ def _directories() -> Iterator[str]:
             yield f"{Path(file).parent}{os.sep}"
 
 
-def is_ours(module: str) -> bool:
+def is_ours(module: object) -> bool:
     """Tell whether a module is part of gradguard; its demo stands for a user's script."""
-    return module.startswith("gradguard.") and module != "gradguard._demo"
+    return type(module) is str and module.startswith("gradguard.") and module != "gradguard._demo"
 
 
 def module_of(frame: FrameType) -> str:

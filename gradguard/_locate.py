@@ -80,14 +80,12 @@ def decisive(blocks: Iterable[Block], state: "GradState") -> Block | None:
 
 
 def _in_effect(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Leave out an inference block that gradguard's inference_mode(False) has undone further in."""
+    """Leave out the inference blocks that an inference_mode(False) of gradguard has undone."""
     undone = False
     for block in blocks:
-        if undone and block.switch.inference == (True,):
-            undone = False
-        else:
-            undone = undone or _leaves_inference(block)
+        if not undone or block.switch.inference != (True,):
             yield block
+        undone = undone or _leaves_inference(block)
 
 
 def _leaves_inference(block: Block) -> bool:

@@ -27,15 +27,10 @@ def origin_of(frame: FrameType, callee: FrameType | None) -> list[Block] | None:
 
 
 def _torch_decorated(frame: FrameType, _: object) -> list[Block]:
-    # Both wrappers in torch/utils/_contextlib.py close over `ctx_factory` and `func`; the guards
-    # pass their own `clone` method as the factory, others a class or a function around an object.
+    # Both wrappers in torch/utils/_contextlib.py close over `ctx_factory` and `func`; the factory
+    # that torch's guards pass is their own `clone` method.
     factory = frame.f_locals.get("ctx_factory")
-    if is_a(factory, MethodType):
-        switch = switch_of_object(factory.__self__)
-    elif is_a(factory, FunctionType):
-        switch = switch_of_object(Names.of_function(factory).named("ctx"))
-    else:
-        switch = switch_of_class(factory)
+    switch = switch_of_object(factory.__self__) if is_a(factory, MethodType) else None
     return _decorated(frame, switch, frame.f_locals.get("func"))
 
 
@@ -53,7 +48,7 @@ def _our_decorated(frame: FrameType) -> list[Block]:
 
 
 def _is_our(function: Any) -> TypeGuard[FunctionType]:
-    return is_a(function, FunctionType) and is_ours(function.__module__)
+    return is_a(function, FunctionType) and is_ours(function.__globals__.get("__name__"))
 
 
 def _decorated(frame: FrameType, switch: Switch | None, function: Any) -> list[Block]:
@@ -119,6 +114,7 @@ def _function_backward(frame: FrameType, callee: FrameType | None) -> list[Block
     # Usually called by the engine, which says it all; a thread of an accelerator's begins here.
     if frame.f_back is not None or callee is None:
         return []
+    # Coverage does not trace such a thread, so it says that no test comes here; one does.
     switch = Switch(backward(None), (True, False), ())
     return [block_at(callee.f_code, callee.f_globals, (callee.f_lineno, switch, "call"))]
 

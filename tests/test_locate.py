@@ -1,5 +1,6 @@
 """Naming the line that switched the mode, on the call stack of a running program."""
 
+import _thread
 import asyncio
 import contextlib
 import doctest
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import no_grad as quiet
+from torch.utils._contextlib import context_decorator
 from torch.utils.checkpoint import checkpoint
 
 import gradguard
@@ -285,6 +287,9 @@ def test_guards_made_by_a_function_are_named_at_the_with():
     def made(train):
         return torch.set_grad_enabled(train)
 
+    def either(train):
+        return no_grad() if kinds() else contextlib.nullcontext(train)
+
     def perhaps(train):
         if train:
             return contextlib.nullcontext()
@@ -306,6 +311,8 @@ def test_guards_made_by_a_function_are_named_at_the_with():
         check(cause(), "made", kind, sys._getframe().f_code.co_name)
     with perhaps(train=False):
         assert (cause().how, kinds()) == ("choice", ["torch.no_grad(), made by perhaps(),"])
+    with either(train=False):
+        assert [block.certain for block in enclosing() if block.filename == __file__] == [False]
     assert Owner().run() == ["gradguard.no_grad(), made by quiet(),"]
     assert [kinds() for _ in [Owner().nothing()]] == [[]]
 
@@ -424,6 +431,29 @@ def test_decorated_partials_and_built_ins_are_named_as_far_as_possible():
     check(torch.no_grad()(functools.partial(body, 1))(), "partial body", "torch.no_grad()", "body")
     block = torch.no_grad()(sorted)(cause() for _ in "a")[0]  # built-in
     check(block, "built-in", "torch.no_grad()", sys._getframe().f_code.co_name)
+
+
+def test_decorators_of_every_making_are_read():
+    """A decorated bound method is named; torch's other decorators are no guards."""
+
+    class Owner:
+        def method(self):  # bound
+            return cause()
+
+    method = Owner().method
+    check(torch.no_grad()(method)(), "bound", "torch.no_grad()", "method")
+    assert context_decorator(lambda: contextlib.nullcontext(), method)() is None  # noqa: PLW0108 - torch wants a function
+    assert torch.autograd.set_multithreading_enabled(mode=True)(kinds)() == []
+
+
+@pytest.mark.parametrize("library", [torch, gradguard], ids=["torch", "gradguard"])
+def test_decorated_function_without_source_is_named_by_its_definition(library):
+    """Where no decorator line can be read, the line of the definition is named without a text."""
+    names = {"look": enclosing, "library": library}
+    exec("\n\n@library.no_grad()\ndef body(): return look()", names)  # noqa: S102 - has no source
+    block = names["body"]()[0]
+    assert (block.how, block.filename, block.lineno) == ("decorator", "<string>", 3)
+    assert block.source is None
 
 
 # --- exit stacks and plain calls
@@ -611,6 +641,21 @@ def test_function_forward_under_a_functorch_transform_is_named_once():
 
     torch.func.grad(lambda x: Through.apply(x).sum())(torch.ones(2))
     assert [len(found) for found in seen] == [1]
+
+
+def test_backward_in_a_thread_of_its_own_is_recognised():
+    """Threads of the engine begin at a function's backward: the mode there is autograd's."""
+    found, done = [], threading.Event()
+
+    def look():
+        found.extend(enclosing())
+        done.set()
+
+    scope = {"__name__": "torch.autograd.function"}
+    exec("def apply(self, look): look()", scope)  # noqa: S102 - stands for BackwardCFunction.apply
+    _thread.start_new_thread(scope["apply"], (None, look))
+    assert done.wait(10)
+    assert [(block.kind[:15], block.function) for block in found] == [("a backward pass", "look")]
 
 
 def test_reentrant_checkpoint_is_named_by_the_users_line():
@@ -812,6 +857,8 @@ def test_leaving_inference_mode_brings_back_what_lies_around_it():
         assert cause().kind == "gradguard.inference_mode(False)"
     with torch.inference_mode(), inference_mode(False), no_grad(), inference_mode():
         assert cause().kind == "gradguard.inference_mode()"
+    with torch.no_grad(), inference_mode(), inference_mode(), inference_mode(False):
+        assert cause().kind == "torch.no_grad()"
 
 
 def test_resumers_block_only_may_decide_a_suspended_body():
@@ -945,6 +992,12 @@ def test_user_frame_takes_generated_code_for_the_users_unless_it_is_torchs():
         frame = scope["call"](lambda: user_frame(sys._getframe(1)))
         names.append(frame.f_code.co_name)
     assert names == ["call"] * 2 + [sys._getframe().f_code.co_name] * 5
+
+
+def test_user_frame_needs_no_torch(monkeypatch):
+    """In a process without torch, as the pytest plugin may run in, it works as well."""
+    monkeypatch.delitem(sys.modules, "torch")
+    assert user_frame() is sys._getframe()
 
 
 def test_user_frame_falls_back_to_the_outermost():
