@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradguard._guards import set_grad_enabled as set_grad_enabled
     from gradguard._isolated import isolated as isolated
     from gradguard._leak_check import leak_check as leak_check
+    from gradguard._methods import inference_method as inference_method
     from gradguard._parameters import assert_gradients as assert_gradients
     from gradguard._parameters import assert_parameters_used as assert_parameters_used
     from gradguard._parameters import assert_trainable as assert_trainable
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from gradguard._state import GradState as GradState
     from gradguard._state import grad_state as grad_state
     from gradguard._tasks import isolate_tasks as isolate_tasks
+    from gradguard._training import training_method as training_method
+    from gradguard._watch_inference import watch_inference as watch_inference
+    from gradguard._watch_training import watch_training as watch_training
 
 __version__ = "0.1.0"
 
@@ -51,12 +55,16 @@ _MODULE_OF = {
     "evaluating": "_evaluating",
     "grad_state": "_state",
     "guards": "_stack",
+    "inference_method": "_methods",
     "inference_mode": "_guards",
     "isolate_tasks": "_tasks",
     "isolated": "_isolated",
     "leak_check": "_leak_check",
     "no_grad": "_guards",
     "set_grad_enabled": "_guards",
+    "training_method": "_training",
+    "watch_inference": "_watch_inference",
+    "watch_training": "_watch_training",
 }
 
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
