@@ -1,11 +1,14 @@
 """Eval mode for a block, counted per module over all threads."""
 
+from contextlib import AbstractContextManager, nullcontext
 from threading import RLock, get_ident
 from threading import enumerate as living_threads
 
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Module
 
+from gradguard._decorators import decorate
+from gradguard._kinds import F
 from gradguard._messages import evaluating as messages
 from gradguard._train_flags import Modules, call_overrides, overrides_due, tree, write_flags
 
@@ -53,6 +56,9 @@ class evaluating:  # noqa: N801 (lower case as torch's own guards)
     A submodule that is removed inside the block gets its flag back too; one that is added comes
     with its own flag and keeps it (unless a parent's ``train()`` sets it).
 
+    As a decorator, ``@evaluating(model)``, it covers the bodies of functions, generators,
+    coroutines and async generators: at each suspension the flags go back, and come again on resume.
+
     While Dynamo is compiling this does nothing: put it around the compiled call.
 
     Args:
@@ -71,6 +77,11 @@ class evaluating:  # noqa: N801 (lower case as torch's own guards)
         [False, False, False]
         >>> [layer.training for layer in net]
         [True, False, True]
+        >>> @evaluating(net)
+        ... def mode():
+        ...     return net.training
+        >>> mode(), net.training
+        (False, True)
 
     """
 
@@ -91,6 +102,21 @@ class evaluating:  # noqa: N801 (lower case as torch's own guards)
         if not is_dynamo_compiling():
             _close(self._pop())
 
+    def __call__(self, fn: F) -> F:
+        decorated: F = decorate(fn, self)
+        return decorated
+
+    def __repr__(self) -> str:
+        return f"evaluating({self._names()})"
+
+    def traced(self) -> AbstractContextManager[None]:
+        """Nothing: this is what it does while Dynamo is compiling."""
+        return nullcontext()
+
+    def body(self) -> "EvalBody":
+        """Return this scope for one call whose body can be suspended."""
+        return EvalBody(self._modules)
+
     def __reduce__(self) -> tuple[type["evaluating"], tuple[Module, ...]]:
         # A copy or pickle of a module may carry this object along: the copy is in no scope.
         return type(self), self._modules
@@ -102,12 +128,44 @@ class evaluating:  # noqa: N801 (lower case as torch's own guards)
         """
         with _lock:
             if not self._scopes:
-                names = ", ".join(type(module).__name__ for module in self._modules)
-                raise RuntimeError(messages.not_open(names))
+                raise RuntimeError(messages.not_open(self._names()))
             mine = [scope for scope in self._scopes if scope.thread == get_ident()]
             scope = (mine or self._scopes)[-1]
             self._scopes.remove(scope)
             return scope
+
+    def _names(self) -> str:
+        return ", ".join(type(module).__name__ for module in self._modules)
+
+
+class EvalBody:
+    """Eval mode around one body that can be suspended, a `Suspendable`.
+
+    With `hold` it stays while the body is suspended. Such a body may be dropped without an end (an
+    async generator whose event loop is closed), hence ``__del__``.
+    """
+
+    __slots__ = ("_hold", "_modules", "_scope")
+
+    def __init__(self, modules: tuple[Module, ...], *, hold: bool = False) -> None:
+        self._scope: _Scope | None = None
+        self._modules = modules
+        self._hold = hold
+
+    def resume(self) -> None:
+        if self._scope is None:
+            self._scope = _opened(self._modules)
+
+    def suspend(self) -> None:
+        if not self._hold:
+            self.finish()
+
+    def finish(self) -> None:
+        scope, self._scope = self._scope, None
+        if scope is not None:
+            _close(scope)
+
+    __del__ = finish
 
 
 def holders(module: Module) -> list[str]:

@@ -1,5 +1,7 @@
+import asyncio
 import copy
 import gc
+import inspect
 import io
 import pickle
 import threading
@@ -621,6 +623,121 @@ def test_nothing_happens_while_dynamo_compiles():
     result, training = step(x)
     assert torch.equal(result, model(x).sin())
     assert training
+
+
+# As a decorator
+
+
+def test_decorates_a_function():
+    """The flags are eval for each call, and come back after it, also after an exception."""
+    model = net()
+
+    @evaluating(model, model[1])
+    def predict(fails=False):
+        """Predict."""
+        if fails:
+            raise KeyError(flags(model))
+        return flags(model)
+
+    assert not any(predict())
+    assert flags(model) == flags(net())
+    with pytest.raises(KeyError) as caught:
+        predict(fails=True)
+    assert not any(caught.value.args[0])
+    assert flags(model) == flags(net())
+    assert predict.__doc__ == "Predict."
+
+
+def test_decorates_a_generator():
+    """The flags go back at each yield, and come again on resume; close() reaches the body in eval."""
+    model = net()
+    ends = []
+
+    @evaluating(model)
+    def stream():
+        try:
+            while True:
+                yield flags(model)
+        finally:
+            ends.append(flags(model))
+
+    assert inspect.isgeneratorfunction(stream)
+    made = stream()
+    for _ in range(2):
+        assert not any(next(made))
+        assert flags(model) == flags(net())
+    made.close()
+    assert not any(ends[0])
+    assert flags(model) == flags(net())
+
+
+def test_decorates_async_functions_and_generators():
+    """Whoever runs while the body waits, or consumes it, sees the module's own flags."""
+    model = net()
+
+    @evaluating(model)
+    async def predict():
+        await asyncio.sleep(0)
+        return flags(model)
+
+    @evaluating(model)
+    async def stream():
+        for _ in range(2):
+            await asyncio.sleep(0)
+            yield flags(model)
+
+    async def main():
+        task = asyncio.create_task(predict())
+        await asyncio.sleep(0)
+        assert flags(model) == flags(net())
+        assert not any(await task)
+        async for inside in stream():
+            assert not any(inside)
+            assert flags(model) == flags(net())
+
+    assert inspect.iscoroutinefunction(predict)
+    assert inspect.isasyncgenfunction(stream)
+    asyncio.run(main())
+    assert flags(model) == flags(net())
+
+
+def test_an_override_that_fails_on_resume():
+    """What a module's train() raises on resume comes out of the step; the flags are its own."""
+    model = Told(nn.Dropout())
+
+    @evaluating(model)
+    def stream():
+        yield
+        yield
+
+    made = stream()
+    next(made)
+    model.fails = True
+    with pytest.raises(RuntimeError, match="cannot train"):
+        next(made)
+    assert all(flags(model))
+    model.fails = False
+    assert next(made, "ended") == "ended"
+
+
+def test_decorated_functions_do_nothing_more_while_dynamo_compiles():
+    """A decorated function inside a compiled one is no graph break, and no flag changes."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.0))
+
+    @evaluating(model)
+    def predict(x):
+        return model(x), model.training
+
+    result, training = torch.compile(predict, backend="eager", fullgraph=True)(torch.ones(2, 3))
+    assert result.requires_grad
+    assert training
+
+
+def test_what_cannot_be_decorated():
+    """A class is refused, and the decorator is named as the user wrote it."""
+    with pytest.raises(TypeError, match=r"evaluating\(Sequential\) cannot decorate the class Told"):
+        evaluating(net())(Told)
 
 
 # What a module keeps
