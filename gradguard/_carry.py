@@ -1,9 +1,11 @@
 """``carry``: the mode taken along to another thread or task."""
 
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from functools import partial, update_wrapper
+from types import MethodType
+from typing import Any, NoReturn, TypeVar
 
-from typing_extensions import ParamSpec
+from typing_extensions import ParamSpec, Self
 
 from gradguard._carried import Carried
 from gradguard._decorators import decorate
@@ -13,17 +15,32 @@ from gradguard._messages.crossing import (
     cannot_pickle,
     carrying,
 )
-from gradguard._standin import StandIn
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Carrying(StandIn):
-    """A carried function; pickling by name would send one without its mode."""
+class _Carrying(partial[R]):
+    """A carried function, which passes for the function: in name, signature and kind.
+
+    Not a function, though, as ``functools.wraps`` makes one: pickle takes every function by its
+    name, without asking, and would send a process pool one that carries nothing. Of all objects
+    `inspect` looks through partials alone, to see a generator or coroutine function.
+    """
+
+    __wrapped__: Callable[..., R]
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(cannot_pickle(self.__wrapped__))
+
+    def __copy__(self) -> Self:
+        return self  # as a function
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 def carry(fn: Callable[P, R]) -> Callable[P, R]:
@@ -60,4 +77,4 @@ def carry(fn: Callable[P, R]) -> Callable[P, R]:
         raise TypeError(cannot_carry_class(fn))
     if not callable(fn):
         raise TypeError(cannot_carry(fn))
-    return _Carrying(decorate(fn, Carried(carrying(fn))), fn)
+    return update_wrapper(_Carrying(decorate(fn, Carried(carrying(fn)))), fn)

@@ -1,45 +1,46 @@
 """``isolated``: a generator, coroutine or async generator function whose mode stays inside."""
 
-import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from typing import Any, TypeVar, overload
 
-from typing_extensions import ParamSpec
+from typing_extensions import ParamSpec, Self
 
-from gradguard._carried import Carried
-from gradguard._decorators import _RUNS_LATER, _code_flags, decorate
-from gradguard._messages.crossing import (
-    cannot_isolate,
-    cannot_isolate_class,
-    isolating,
-    never_suspended,
-)
-from gradguard._standin import StandIn
+from gradguard._decorators import _RUNS_LATER, _code_flags, decorate_each
+from gradguard._drive import Body
+from gradguard._messages.crossing import cannot_isolate, cannot_isolate_class, never_suspended
 
 P = ParamSpec("P")
+M = TypeVar("M", bound="classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 R = TypeVar("R", bound="Iterable[Any] | AsyncIterable[Any] | Awaitable[Any]")
 
 
-class _Isolating(StandIn):
-    """An isolated function: each call carries its caller's mode into the body that it makes."""
+class _Isolation(nullcontext[None]):
+    """A scope that switches nothing; a body of its own is all there is to it."""
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        fn = self.__wrapped__
-        return decorate(fn, Carried(isolating(fn)))(*args, **kwargs)
+    def traced(self) -> Self:
+        return self
 
-    def __reduce__(self) -> str:
-        return self.__qualname__  # by name, as a function
+    def body(self) -> Body:
+        return Body()
 
 
-def isolated(fn: Callable[P, R]) -> Callable[P, R]:
+_ISOLATION = _Isolation()
+
+
+@overload
+def isolated(fn: M) -> M: ...
+@overload
+def isolated(fn: Callable[P, R]) -> Callable[P, R]: ...
+def isolated(fn: Any) -> Any:
     """Keep what a generator, coroutine or async generator switches from ever being seen outside.
 
     ``with torch.no_grad(): yield`` (or ``await``) switches the whole thread: until the body is
     resumed, its consumer, or every other task of the loop, runs with grad off. An isolated body
     keeps its mode to itself: at each suspension the mode of whoever resumed it comes back, and at
-    each resume the body's. It starts in its caller's mode: the one at the line that calls `fn`,
-    wherever the generator or coroutine is then first resumed (`asyncio.create_task` is no caller,
-    nor is a ``for``). torch's own guards inside are isolated as well as gradguard's.
+    each resume the body's. It starts in the mode in which it is first resumed, as its first line
+    does without this; a task is first resumed by its loop, which `isolate_tasks` puts right.
+    torch's own guards inside are isolated as well as gradguard's, and so is all that it calls.
 
     Args:
         fn: a generator, coroutine or async generator function; also a method, a
@@ -47,7 +48,7 @@ def isolated(fn: Callable[P, R]) -> Callable[P, R]:
             ``__call__``.
 
     Returns:
-        A callable of the same kind, name and signature.
+        A function of the same kind, name and signature.
 
     Raises:
         TypeError: `fn` is something else; the message says what to use instead.
@@ -65,12 +66,11 @@ def isolated(fn: Callable[P, R]) -> Callable[P, R]:
     Source: the leak is shown in https://github.com/pytorch/pytorch/pull/49017.
     """
     if isinstance(fn, (classmethod, staticmethod)):
-        same_kind: Any = type(fn)(isolated(fn.__func__))
-        return same_kind
+        return type(fn)(isolated(fn.__func__))
     if isinstance(fn, type):
         raise TypeError(cannot_isolate_class(fn))
     if not callable(fn):
         raise TypeError(cannot_isolate(fn))
-    if not _code_flags(fn) & (_RUNS_LATER | inspect.CO_ITERABLE_COROUTINE):
+    if not _code_flags(fn) & _RUNS_LATER:
         raise TypeError(never_suspended(fn))
-    return _Isolating(fn, fn)
+    return decorate_each(fn, lambda *_, **__: _ISOLATION, "isolated")

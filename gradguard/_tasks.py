@@ -57,9 +57,21 @@ class _IsolatingFactory:
         # What is no coroutine goes on as it is, to the TypeError that asyncio has for it.
         if asyncio.iscoroutine(coro) and not isinstance(coro, IsolatedCoroutine):
             coro = IsolatedCoroutine(coro)
-        if self._factory is None:
-            return asyncio.Task(coro, loop=loop, **kwargs)
-        return self._factory(loop, coro, **kwargs)
+        if self._factory is not None:
+            return self._factory(loop, coro, **kwargs)
+        task = asyncio.Task(coro, loop=loop, **kwargs)
+        _begin_at_the_creator(task)
+        return task
+
+
+def _begin_at_the_creator(task: Any) -> None:
+    """Let the repr in debug mode say "created at" the user's line.
+
+    asyncio takes its own frame off likewise, but only where no task factory is set.
+    """
+    created = task._source_traceback  # noqa: SLF001 (asyncio offers no other way to it)
+    while created and created[-1].filename in (__file__, asyncio.base_events.__file__):
+        created.pop()
 
 
 def isolate_tasks(loop: asyncio.AbstractEventLoop | None = None) -> None:

@@ -10,13 +10,8 @@ def carrying(fn: object) -> str:
     return f"carry({_name(fn)})"
 
 
-def isolating(fn: object) -> str:
-    """Return what an isolated function's own mode is called in lists of open guards."""
-    return f"isolated({_name(fn)})"
-
-
 def _name(fn: object) -> str:
-    return getattr(fn, "__qualname__", None) or shortened(fn)
+    return getattr(fn, "__qualname__", None) or f"{type(fn).__qualname__} object"
 
 
 def _of_type(value: object) -> str:
