@@ -80,6 +80,7 @@ class Net(nn.Sequential):
             yield seen(self)
             with torch.autocast("cpu", enabled=False):
                 yield seen(self)
+                yield seen(self)
             yield seen(self)
         yield seen(self)
 
@@ -375,7 +376,7 @@ def test_autocast_comes_and_goes_with_a_generator(net):
     for inside in net.cast_stream():
         kinds.append(inside[3])
         assert seen(net) == OUTSIDE
-    assert kinds == [torch.bfloat16, torch.float16, False, torch.float16, torch.bfloat16]
+    assert kinds == [torch.bfloat16, torch.float16, False, False, torch.float16, torch.bfloat16]
 
 
 def test_autocast_of_the_consumer_comes_back(net):
@@ -751,6 +752,7 @@ def test_what_cannot_be_decorated(method, parts):
             ("other", "zzz"),
             ["module=('other', 'zzz')", "no attribute 'zzz'. Attributes of Service"],
         ),
+        ("coun", ["no attribute 'coun'. Did you mean 'count'?"]),
         (
             "count",
             ["Service: its 'count' is 3, of type int, not a torch.nn.Module", "Name the attribute"],
