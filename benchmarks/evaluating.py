@@ -5,7 +5,8 @@ neither safe with threads nor kind to a frozen BatchNorm. Run: ``python benchmar
 Limits on the 160-module network: 0.3 when all is in eval already, 1.0 when it must flip.
 
 And what a call of an ``inference_method`` costs on a small MLP, as a share of the same method under
-``@torch.inference_mode()`` with that flip written out in it; with the forward, and with a body that does nothing.
+``@torch.inference_mode()`` with that flip written out in it: one that predicts, and one that does
+nothing.
 """
 
 from statistics import median
