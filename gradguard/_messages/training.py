@@ -63,8 +63,8 @@ def in_eval(function: str, module: str, holders: Sequence[str], here: str) -> st
     threads = ", ".join("this one" if name == here else repr(name) for name in holders)
     return (
         f"{wrong}\nAn open gradguard.evaluating scope or inference_method call holds it there "
-        f"(threads: {threads}).\nTo do: end that before the training step, or train a copy (copy.deepcopy): "
-        "one module cannot be in train and in eval mode at once."
+        f"(threads: {threads}).\nTo do: end that before the training step, or train a copy "
+        "(copy.deepcopy): one module cannot be in train and in eval mode at once."
     )
 
 
