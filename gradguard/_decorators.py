@@ -2,11 +2,12 @@
 
 import functools
 import inspect
+import sys
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Protocol
 
 from gradguard._drive import Suspendable, drive
@@ -89,7 +90,7 @@ def _code_flags(fn: Any) -> int:
     while isinstance(fn, functools.partial):
         fn = fn.func
     code = getattr(fn, "__code__", None) or getattr(type(fn).__call__, "__code__", None)
-    return code.co_flags if code is not None else 0
+    return code.co_flags if isinstance(code, CodeType) else 0
 
 
 def _wrap(fn: Callable[..., Any], flags: int, guard_for: Callable[..., Scope]) -> Any:
@@ -126,6 +127,7 @@ def _generator(fn: Callable[..., Any], guard_for: Callable[..., Scope]) -> Calla
         guard = guard_for(*args, **kwargs)
         target = fn(*args, **kwargs)
         if not is_dynamo_compiling():
+            del args, kwargs  # they are the body's to keep
             steps: Any = drive(target, guard.body())
             return (yield from steps)
         # Dynamo neither sends nor throws through `yield from`, and loses a StopIteration that
@@ -150,7 +152,9 @@ def _coroutine(fn: Callable[..., Any], guard_for: Callable[..., Scope]) -> Calla
     @functools.wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         guard = guard_for(*args, **kwargs)
-        return await drive(fn(*args, **kwargs), guard.body())
+        target = fn(*args, **kwargs)
+        del args, kwargs
+        return await drive(target, guard.body())
 
     return wrapper
 
@@ -160,25 +164,37 @@ def _async_generator(fn: Callable[..., Any], guard_for: Callable[..., Scope]) ->
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         guard = guard_for(*args, **kwargs)
         target, body = fn(*args, **kwargs), guard.body()
-        step, value = target.asend, None
+        del args, kwargs
+        step = _first_step(target)
         try:
             while True:
                 try:
-                    yielded = await drive(step(value), body, more=True)
+                    yielded = [await drive(step, body, more=True)]
                 except StopAsyncIteration:
                     return
+                step = None  # it holds what was sent or thrown in
                 try:
-                    value = yield yielded
-                    step = target.asend
-                except GeneratorExit:
-                    await drive(target.aclose(), body)
-                    raise
+                    step = target.asend((yield yielded.pop()))
                 except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
-                    step, value = target.athrow, thrown
+                    step = target.athrow(thrown)
         finally:
-            del value  # an exception thrown in would keep this frame, and itself, alive
+            del step  # an exception thrown in would keep this frame, and itself, alive
 
     return wrapper
+
+
+def _first_step(target: AsyncGenerator[Any, Any]) -> Any:
+    """Begin `target` without its loop's knowledge.
+
+    A loop that shuts down closes each async generator it knows, all at once: it would run the
+    body's end outside its mode, and amid the wrapper's own closing of it.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return target.asend(None)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 def _still_to_run(code: str) -> Callable[[Any, Scope], Any]:

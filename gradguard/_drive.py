@@ -8,25 +8,28 @@ left, and `drive` brings it back before each step and the resumer's after it. Wh
   own guards are out of reach.
 - Holding back a mode by setting the flags alone: inference mode is a whole dispatch state, which
   only a token can bring back, and a token dropped without its exit does so at a random time.
+- Bringing back the dispatch state in which the body was left: it holds more than inference mode,
+  and a `TorchDispatchMode` that has ended since would be asked and fail.
 
-So the resumer's state is kept by a token made before the body's comes back, wherever the two
-differ in inference mode. Where they differ only when the body suspends, a token (the `mask`) hides
-the body's state from the resumer, and is exited at the next resume, under such a token.
+So where the two differ in inference mode, a token made at the resume is exited at the suspension,
+if nothing but inference mode can have changed; otherwise inference mode alone is switched.
 """
 
 import types
-from collections.abc import Generator
-from typing import Any, Protocol
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol, TypeAlias
 
-from gradguard._kinds import Guard
-from gradguard._stack import thread
+from gradguard._kinds import INFERENCE_OFF, Guard
+from gradguard._stack import Boundary, Link, links, thread
 from gradguard._state import (
     GradState,
     InferenceToken,
     enter_inference,
+    is_any_autocast_enabled,
     is_grad_enabled,
     is_inference_mode_enabled,
     set_grad,
+    set_inference,
 )
 
 
@@ -42,83 +45,97 @@ class Suspendable(Protocol):
         ...
 
 
-class Body:
+# A link without what lies below it, which changes from step to step.
+Opened: TypeAlias = tuple[Guard | Boundary, bool | None, InferenceToken | None]
+
+
+class Body(Boundary):
     """The own mode of one body, and the guards that it has open, while it is suspended.
 
-    It starts in `start`, or, with a `guard`, in what that makes of the mode at the first resume.
+    It starts in the mode of its first resumer, or in what `guard` makes of that.
     """
 
-    __slots__ = ("_base", "_guard", "_mask", "_mode", "_opened", "_outside", "_token", "_top")
+    __slots__ = ("_autocast", "_base", "_guard", "_mode", "_opened", "_outside", "_top")
 
-    def __init__(self, guard: Guard | None = None, start: GradState | None = None) -> None:
+    def __init__(self, guard: Guard | None = None) -> None:
         self._guard = guard
-        self._mode = start
-        self._opened: tuple[tuple[Guard, bool, InferenceToken | None], ...] = ()
-        self._mask: InferenceToken | None = None
-        self._token: InferenceToken | None = None
+        self._mode: GradState | None = None
+        self._opened: tuple[Opened, ...] = ()  # outermost first
+        self._base: Link | None = None  # on which the body's own links lie
+        self._top: Link | None = None
+        self._autocast = False
 
     def resume(self) -> None:
         """Bring back the body's mode and its open guards, on top of the resumer's."""
         cell = thread.cell
-        self._outside = outside = GradState(is_grad_enabled(), is_inference_mode_enabled())
-        if self._mode is None:
-            self._begin(outside)
-        self._switch(outside)
-        self._base = top = cell[0]
-        for guard, found, token in self._opened:
-            top = (guard, found, token, top)
+        outside = self._outside = GradState(is_grad_enabled(), is_inference_mode_enabled())
+        mode, token = self._mode, None
+        if mode is not None:
+            if mode.inference_mode is not outside.inference_mode:
+                self._autocast = is_any_autocast_enabled()
+                token = enter_inference(mode.inference_mode)
+            set_grad(mode.grad_enabled)
+        top: Link = (self, outside.grad_enabled, token, cell[0])
+        self._base = top
+        for guard, found, its_token in self._opened:
+            top = (guard, found, its_token, top)
         self._top = cell[0] = top
+        if mode is None:
+            self._begin(outside)
 
     def suspend(self) -> None:
         """Bring back the resumer's mode and guards, keeping the body's."""
         self._mode = GradState(is_grad_enabled(), is_inference_mode_enabled())
-        self._opened = self._links()
-        if self._token is None and self._mode.inference_mode is not self._outside.inference_mode:
-            self._mask = enter_inference(self._outside.inference_mode)
-        self._restore()
+        self._opened, base = self._split()
+        self._leave(base)
 
     def finish(self) -> None:
         """Bring back the resumer's mode and guards; guards that the body left open are closed."""
-        for _, _, token in reversed(self._links()):
-            if token is not None:
-                token.__exit__(None, None, None)
+        opened, base = self._split()
+        tokens = _tokens(opened)
         self._opened = ()
-        self._restore()
+        if self._mode is None or base is not self._base:  # all made in this step, on this thread
+            while tokens:
+                tokens.pop().__exit__(None, None, None)
+        self._leave(base, tokens)
 
     def _begin(self, outside: GradState) -> None:
-        guard = self._guard
-        if guard is None:
-            self._mode = outside
-        else:
-            self._mode = guard.inside(outside)
-            self._opened = ((guard, outside.grad_enabled, None),)
+        self.grad = INFERENCE_OFF.inside(outside).grad_enabled
+        if self._guard is not None:
+            self._guard.__enter__()
 
-    def _switch(self, outside: GradState) -> None:
-        grad, inference = self._mode
-        if self._mask is not None or inference is not outside.inference_mode:
-            self._token = enter_inference(inference)
-            if self._mask is not None:
-                self._mask.__exit__(None, None, None)
-                self._mask = None
-        set_grad(grad)
+    def _split(self) -> tuple[tuple[Opened, ...], Link]:
+        """The body's own links, outermost first, and the one on which they lie."""
+        if self._base is not None and thread.cell[0] is self._top:
+            return self._opened, self._base  # nothing opened or closed in this step
+        chain = links()
+        at = next(at for at, link in enumerate(chain) if link[0] is self)
+        return tuple(link[:3] for link in reversed(chain[:at])), chain[at]
 
-    def _links(self) -> "tuple[tuple[Guard, bool, InferenceToken | None], ...]":
-        link = thread.cell[0]
-        if link is self._top:  # nothing opened or closed in this step
-            return self._opened
-        opened = []
-        while link is not None and link is not self._base:
-            opened.append(link[:3])
-            link = link[3]
-        return tuple(reversed(opened))
-
-    def _restore(self) -> None:
-        thread.cell[0] = self._base
-        self._base = self._top = None
-        token, self._token = self._token, None
+    def _leave(self, base: Link, spent: Sequence[InferenceToken] = ()) -> None:
+        relinked = base is not self._base  # the body closed a guard of the resumer
+        self._base = self._top = None  # they would keep the resumer's links alive
+        _, found, token, thread.cell[0] = base
         if token is not None:
-            token.__exit__(None, None, None)
-        set_grad(self._outside.grad_enabled)
+            if relinked or not (spent or self._autocast or is_any_autocast_enabled()):
+                token.__exit__(None, None, None)
+                return
+            spent = (*spent, token)
+        outside = self._outside.inference_mode
+        if spent or is_inference_mode_enabled() is not outside:
+            set_inference(outside, spent)
+        set_grad(found is True)
+
+    def __del__(self) -> None:
+        # Dropped without having been closed: a loop has gone, or the body refused.
+        if spent := _tokens(self._opened):
+            mode = GradState(is_grad_enabled(), is_inference_mode_enabled())
+            set_inference(mode.inference_mode, spent)
+            set_grad(mode.grad_enabled)
+
+
+def _tokens(opened: Sequence[Opened]) -> list[InferenceToken]:
+    return [token for _, _, token in opened if token is not None]
 
 
 @types.coroutine
@@ -134,7 +151,7 @@ def drive(target: Any, body: Suspendable, *, more: bool = False) -> Generator[An
         while True:
             body.resume()
             try:
-                yielded = step(value)
+                yielded = [step(value)]
             except StopIteration as stop:
                 (body.suspend if more else body.finish)()
                 return stop.value
@@ -142,8 +159,9 @@ def drive(target: Any, body: Suspendable, *, more: bool = False) -> Generator[An
                 body.finish()
                 raise
             body.suspend()
+            value = None
             try:
-                value = yield yielded
+                value = yield yielded.pop()  # it must not be kept alive by this frame
                 step = target.send
             except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
                 step, value = target.throw, thrown

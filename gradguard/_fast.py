@@ -9,8 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from gradguard._kinds import Guard
-from gradguard._stack import close_out_of_order, fast, thread
-from gradguard._state import enter_inference, is_dynamo_compiling, is_grad_enabled, set_grad
+from gradguard._stack import fast, thread
+from gradguard._state import (
+    enter_inference,
+    is_dynamo_compiling,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    set_grad,
+)
 
 # By the type of a result that still has to run: what makes it run under the guard.
 StillToRun: TypeAlias = Mapping[type, Callable[[Any, Guard], Any]]
@@ -44,7 +50,7 @@ def under_no_grad(
                 cell[0] = below
                 set_grad(found)
             else:
-                close_out_of_order(guard)
+                guard.__exit__()  # the body has closed or left open a guard
         if result is not None and type(result) is not ordinary:
             if type(result) in still_to_run:
                 return still_to_run[type(result)](result, guard)
@@ -71,7 +77,8 @@ def under_inference(
         except AttributeError:  # this thread's first entry
             cell = thread.cell
         below = cell[0]
-        cell[0] = link = (guard, is_grad_enabled(), token := enter_inference(True), below)
+        found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
+        cell[0] = link = (guard, found, token := enter_inference(True), below)
         try:
             result = fn(*args, **kwargs) if kwargs else fn(*args)
         finally:
@@ -79,7 +86,7 @@ def under_inference(
                 cell[0] = below
                 token.__exit__(None, None, None)
             else:
-                close_out_of_order(guard)
+                guard.__exit__()  # the body has closed or left open a guard
         if result is not None and type(result) is not ordinary:
             if type(result) in still_to_run:
                 return still_to_run[type(result)](result, guard)

@@ -5,7 +5,6 @@ found on entry lies on the thread's chain (`_stack`). A class whose ``__new__`` 
 Python, as torch's is, costs half as much again.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from gradguard import _traced
@@ -19,6 +18,9 @@ from gradguard._state import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from gradguard._drive import Suspendable
 
 Decoratable: TypeAlias = (
@@ -43,11 +45,7 @@ class Guard:
     def __reduce__(self) -> str | tuple[Any, ...]:
         return self._name  # a copy or a pickle of a shared guard is that guard
 
-    def inside(self, outside: GradState) -> GradState:
-        """The mode that this guard makes of `outside`, without switching anything."""
-        raise NotImplementedError
-
-    def traced(self) -> "_traced.TracedGuard":
+    def traced(self) -> "AbstractContextManager[None]":
         """A guard of the same effect that Dynamo can follow."""
         raise NotImplementedError
 
@@ -70,14 +68,15 @@ class Guard:
             return
         _, found, token, cell[0] = top
         if token is None:
-            set_grad(found)
+            set_grad(found)  # type: ignore[arg-type]  # None comes with a token
         else:
             token.__exit__(None, None, None)
 
     def __call__(self, orig_func: F) -> F:
         from gradguard._decorators import decorate  # it builds on this module
 
-        return decorate(orig_func, self)
+        decorated: F = decorate(orig_func, self)
+        return decorated
 
 
 class _NoGrad(Guard):
@@ -93,11 +92,8 @@ class _NoGrad(Guard):
         if found:
             set_grad(False)
 
-    def inside(self, outside: GradState) -> GradState:
-        return GradState(False, outside.inference_mode)
-
-    def traced(self) -> "_traced.TracedGuard":
-        return _traced.TracedGrad(False)
+    def traced(self) -> "AbstractContextManager[None]":
+        return _traced.traced_grad(False)
 
 
 class _EnableGrad(Guard):
@@ -114,11 +110,8 @@ class _EnableGrad(Guard):
         if not found:
             set_grad(True)
 
-    def inside(self, outside: GradState) -> GradState:
-        return GradState(True, False)
-
-    def traced(self) -> "_traced.TracedGuard":
-        return _traced.TracedGrad(True)
+    def traced(self) -> "AbstractContextManager[None]":
+        return _traced.traced_grad(True)
 
 
 class _InferenceOn(Guard):
@@ -129,14 +122,11 @@ class _InferenceOn(Guard):
 
     def __enter__(self) -> None:
         cell = thread.cell
-        found = is_grad_enabled()
+        found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
         cell[0] = (self, found, enter_inference(True), cell[0])
 
-    def inside(self, outside: GradState) -> GradState:
-        return GradState(False, True)
-
-    def traced(self) -> "_traced.TracedGuard":
-        return _traced.TracedInference(True)
+    def traced(self) -> "AbstractContextManager[None]":
+        return _traced.traced_inference(True)
 
 
 class _InferenceOff(Guard):
@@ -153,11 +143,12 @@ class _InferenceOff(Guard):
         set_grad(grad)
 
     def inside(self, outside: GradState) -> GradState:
+        """The mode that this guard makes of `outside`, without switching anything."""
         grad = outside.grad_enabled or (outside.inference_mode and _grad_around_inference())
         return GradState(grad, False)
 
-    def traced(self) -> "_traced.TracedGuard":
-        return _traced.TracedInference(False)
+    def traced(self) -> "AbstractContextManager[None]":
+        return _traced.traced_inference(False)
 
 
 def _grad_around_inference() -> bool:
@@ -166,11 +157,14 @@ def _grad_around_inference() -> bool:
     A `no_grad` opened inside the block counts as surrounding, too. True where the block is
     torch's own, which has no link here: torch turns grad on there as well.
     """
-    innermost = thread.cell[0]
-    if innermost is None:
-        return True
-    guard, found, _, _ = innermost
-    return found if isinstance(guard, _InferenceOn) else guard.grad is not False
+    link = thread.cell[0]
+    while link is not None:
+        guard, found, _, link = link
+        if guard is not INFERENCE_ON:
+            return guard.grad is not False
+        if found is not None:
+            return found
+    return True
 
 
 class SetGrad(Guard):
@@ -181,7 +175,6 @@ class SetGrad(Guard):
     """
 
     __slots__ = ("_before", "_maker", "grad")
-    grad: bool
 
     def __init__(self, mode: bool) -> None:  # no super(): a plain call must be cheap
         self.grad = mode
@@ -205,13 +198,10 @@ class SetGrad(Guard):
             set_grad(found)  # the token brings back the grad mode in which it was made
             token = enter_inference(False)
         cell[0] = (self, found, token, cell[0])
-        set_grad(self.grad)
+        set_grad(bool(self.grad))
 
-    def inside(self, outside: GradState) -> GradState:
-        return GradState(self.grad, outside.inference_mode and not self.grad)
-
-    def traced(self) -> "_traced.TracedGuard":
-        return _traced.TracedGrad(self.grad)
+    def traced(self) -> "AbstractContextManager[None]":
+        return _traced.traced_grad(bool(self.grad))
 
     def __call__(self, orig_func: F) -> F:
         if self._maker is thread.cell:
@@ -223,7 +213,7 @@ class SetGrad(Guard):
 def _set_later(mode: bool) -> SetGrad:
     """A `SetGrad` that has switched nothing: what a copy or a pickle is remade by."""
     made = SetGrad.__new__(SetGrad)
-    made.grad, made._before, made._maker = mode, mode, None
+    made.grad, made._before, made._maker = mode, mode, None  # noqa: SLF001 (its own)
     return made
 
 

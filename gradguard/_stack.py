@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 # The guard, the grad mode that it found, what brings inference mode back (where it was switched),
 # and the link below. A plain tuple, because a NamedTuple costs three times as much to build; a
 # chain, because pushing and popping a list costs twice as much as relinking.
-Link: TypeAlias = "tuple[Guard, bool, InferenceToken | None, Link | None]"
+# The mode found by what holds a token may be None: off because of inference mode.
+Link: TypeAlias = "tuple[Guard | Boundary, bool | None, InferenceToken | None, Link | None]"
+
+
+class Boundary:
+    """In the place of a guard: the links above it belong to one body that can be suspended."""
+
+    __slots__ = ("grad",)
+    grad: bool | None  # the grad mode that surrounds the inference block where it began
+
+    def __repr__(self) -> str:
+        return "the running generator or coroutine"
 
 
 # CPython looks attributes up faster on a plain `local` than on one of a subclass, but only the
@@ -59,7 +70,12 @@ def guards() -> "tuple[Guard, ...]":
     ...     gradguard.guards()
     (no_grad(), enable_grad())
     """
-    return tuple(link[0] for link in reversed(links()))
+    return guards_of(links())
+
+
+def guards_of(chain: list[Link]) -> "tuple[Guard, ...]":
+    """The guards of a chain of links, outermost first."""
+    return tuple(link[0] for link in reversed(chain) if not isinstance(link[0], Boundary))
 
 
 def close_out_of_order(guard: "Guard") -> None:
@@ -67,8 +83,7 @@ def close_out_of_order(guard: "Guard") -> None:
 
     The guard above takes over what the closed one found, so that its exit brings that back.
     Inference tokens must be exited last in, first out, as each brings back the whole state that
-    it found: those above are exited and, where they still differ from what is now below, entered
-    anew.
+    it found: those above are exited, and entered anew.
 
     Raises:
         RuntimeError: `guard` is not open in this thread; the mode stays as it is.
@@ -76,13 +91,13 @@ def close_out_of_order(guard: "Guard") -> None:
     chain = links()
     at = next((i for i, link in enumerate(chain) if link[0] is guard), None)
     if at is None:
-        raise RuntimeError(not_open(repr(guard), [repr(link[0]) for link in reversed(chain)]))
+        raise RuntimeError(not_open(repr(guard), [*map(repr, guards_of(chain))]))
     above, (_, found, token, below) = chain[:at], chain[at]
     inner, (next_above, _, its_token, _) = above[:-1], above[-1]
     grad, modes = is_grad_enabled(), _unwind(above)
     if token is not None:
         token.__exit__(None, None, None)
-    thread.cell[0] = _rewind([*inner, (next_above, found, its_token, below)], modes, below)
+    thread.cell[0] = _rewind([*inner, (next_above, bool(found), its_token, below)], modes, below)
     set_grad(grad)
     warn(out_of_order(repr(guard), repr(above[0][0])), GradModeWarning)
 
@@ -98,7 +113,7 @@ def close_above(base: "Link | None") -> "tuple[Guard, ...]":
     above = chain[: chain.index(base)] if base is not None else chain
     _unwind(above)
     thread.cell[0] = base
-    return tuple(link[0] for link in reversed(above))
+    return guards_of(above)
 
 
 def _unwind(above: list[Link]) -> list[bool]:
@@ -114,9 +129,11 @@ def _unwind(above: list[Link]) -> list[bool]:
 def _rewind(above: list[Link], modes: list[bool], below: "Link | None") -> "Link | None":
     """Open `above` anew on `below`, outermost first, each in the mode that it had set."""
     top = below
-    for (guard, found, token, _), mode in zip(reversed(above), reversed(modes), strict=True):
-        if token is not None:
-            set_grad(found)  # a token brings back the grad mode in which it was made
-            token = enter_inference(mode) if mode is not is_inference_mode_enabled() else None
-        top = (guard, found, token, top)
+    for (guard, found, old, _), mode in zip(reversed(above), reversed(modes), strict=True):
+        grad, token = found, None
+        if old is not None or isinstance(guard, Boundary):
+            set_grad(bool(found))  # a token brings back the grad mode in which it was made
+            grad = found or (None if is_inference_mode_enabled() else False)
+            token = enter_inference(mode)
+        top = (guard, grad, token, top)
     return top

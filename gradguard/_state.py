@@ -4,6 +4,7 @@ Everything is bound once, at import: a project may rebind ``torch.no_grad`` and 
 gradguard's, and a look-up at run time would then find gradguard itself and recurse.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +12,8 @@ from torch.compiler import is_dynamo_compiling as is_dynamo_compiling
 
 is_grad_enabled = torch.is_grad_enabled
 is_inference_mode_enabled = torch.is_inference_mode_enabled
+# torch.is_autocast_enabled(device) asks for one device type at twice the cost.
+is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # noqa: SLF001 (see above)
 
 # torch.set_grad_enabled(mode) does the same at five times the cost: it builds a guard object that
 # nobody uses. Dynamo, make_fx and torch.export all follow this name.
@@ -25,7 +28,7 @@ class InferenceToken(Protocol):
 
 def _enter_in_two_calls(mode: bool) -> InferenceToken:
     token = torch._C._InferenceMode(mode)  # noqa: SLF001
-    token.__enter__()
+    token.__enter__()  # type: ignore[no-untyped-call]
     return token
 
 
@@ -41,6 +44,20 @@ def _construction_enters() -> bool:
 # told which state to bring back. In 2.6 to 2.13 constructing the C object enters the mode and its
 # `__enter__` does nothing, so calling it (80 of 420 ns) is left out where that holds.
 enter_inference = torch._C._InferenceMode if _construction_enters() else _enter_in_two_calls  # noqa: SLF001
+
+
+def set_inference(mode: bool, spent: Sequence[InferenceToken] = ()) -> None:
+    """Switch inference mode alone, with nothing left to be exited. The caller sets grad mode.
+
+    A token's exit brings back all the dispatch state that it found, such as autocast's and that of
+    dispatch modes, and so does dropping it. So tokens that shall have no effect any more, `spent`
+    and the one that switched, are used up before one that brings back the present.
+    """
+    switched = enter_inference(mode)
+    present = enter_inference(mode)
+    for token in (*spent, switched):
+        token.__exit__(None, None, None)
+    present.__exit__(None, None, None)
 
 
 class GradState(NamedTuple):
@@ -70,15 +87,8 @@ def grad_state() -> GradState:
     return GradState(is_grad_enabled(), is_inference_mode_enabled())
 
 
-_kept: list[InferenceToken] = []
-
-
 def put_back(state: GradState) -> None:
-    """Bring back `state` where something was left switched for good.
-
-    Where that was inference mode the token is kept for ever: dropped, it would bring back what
-    it found, the leak, at a random time.
-    """
+    """Bring back `state` where something was left switched for good."""
     if is_inference_mode_enabled() is not state.inference_mode:
-        _kept.append(enter_inference(state.inference_mode))
+        set_inference(state.inference_mode)
     set_grad(state.grad_enabled)
