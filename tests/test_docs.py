@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,9 @@ def test_every_public_name_has_an_example(name):
 
 
 def python_blocks():
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     return [pytest.param(block, id=f"block {at}") for at, block in enumerate(blocks)]
 
 
@@ -63,6 +67,17 @@ def test_readme_example(block, tmp_path, monkeypatch):
         assert failures == ""
     else:
         compile(block, "README.md", "exec")
+
+
+def test_the_first_example_prints_what_the_readme_shows(tmp_path):
+    """The README's opening program, run as a user would, prints the message below it."""
+    text = README.read_text(encoding="utf-8")
+    program, shown = re.findall(r"^```(?:python)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[:2]
+    (tmp_path / "train.py").write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.replace(f"{tmp_path}/", "").endswith(shown)
 
 
 def test_the_examples_can_fail():

@@ -133,6 +133,92 @@ assert_type(checked(3), str)
 with gradguard.evaluating(model):
     pass
 
+# Watches, trace and measurements.
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+found: list[GradModeError] = []
+with gradguard.watch_training(model, optimizer, allow=["a.*"], patience=2) as training:
+    assert_type(training.steps, int)
+    assert_type(training.report(), str)
+with gradguard.watch_inference(model, on_violation=found.append) as serving:
+    assert_type(serving.forwards, int)
+    assert_type(serving.violations, int)
+gradguard.watch_inference(model, on_violation="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+with gradguard.trace() as switches:
+    for switch in switches:
+        assert_type(switch.filename, str)
+        assert_type(switch.lineno, int)
+        assert_type(switch.before, GradState)
+    switches.export_chrome_trace("trace.json")
+comparison = gradguard.compare_modes(model, torch.ones(1), repeats=3)
+assert_type(str(comparison), str)
+
+
+# Model methods keep their types.
+class Server(nn.Module):
+    """Methods for serving and training."""
+
+    @gradguard.inference_method
+    def predict(self, x: Tensor, *, top: int = 1) -> list[Tensor]:
+        return [x] * top
+
+    @gradguard.inference_method(mode="no_grad", autocast=torch.bfloat16, hold=True)
+    def stream(self, n: int) -> Iterator[int]:
+        yield n
+
+    @gradguard.inference_method(mode="inference")
+    async def answer(self, x: Tensor) -> Tensor:
+        return x
+
+    @gradguard.inference_method()
+    async def answers(self, n: int) -> AsyncIterator[int]:
+        yield n
+
+    @gradguard.training_method
+    def training_step(self, batch: Tensor) -> Tensor:
+        return batch.sum()
+
+
+class Holder:
+    """An object that holds a module."""
+
+    net = Server()
+
+    @gradguard.inference_method(module="net")
+    def predict(self, x: Tensor) -> Tensor:
+        return x
+
+
+async def served(x: Tensor) -> None:
+    """What type checkers see of the methods."""
+    server = Server()
+    assert_type(server.predict(x, top=2), list[Tensor])
+    assert_type(server.stream(3), Iterator[int])
+    assert_type(await server.answer(x), Tensor)
+    assert_type(server.answers(3), AsyncIterator[int])
+    assert_type(server.training_step(x), Tensor)
+    assert_type(Holder().predict(x), Tensor)
+
+
+# Threads and tasks.
+@gradguard.isolated
+async def task(x: int) -> str:
+    return str(x)
+
+
+@gradguard.isolated
+def numbers(n: int) -> Iterator[int]:
+    yield n
+
+
+async def crossed() -> None:
+    """What is carried or isolated keeps its type."""
+    gradguard.isolate_tasks()
+    assert_type(await task(3), str)
+    assert_type(numbers(3), Iterator[int])
+
+
+assert_type(gradguard.carry(called)(3), str)
+
 # Errors.
 errors: list[type[AssertionError]] = [GradModeError, GradLeakError]
 warning: type[UserWarning] = GradModeWarning
