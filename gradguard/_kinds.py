@@ -19,7 +19,6 @@ from gradguard._state import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from gradguard._drive import Suspendable
 
@@ -45,7 +44,7 @@ class Guard:
     def __reduce__(self) -> str | tuple[Any, ...]:
         return self._name  # a copy or a pickle of a shared guard is that guard
 
-    def traced(self) -> "AbstractContextManager[None]":
+    def traced(self) -> _traced.TracedGuard:
         """A guard of the same effect that Dynamo can follow."""
         raise NotImplementedError
 
@@ -92,8 +91,26 @@ class _NoGrad(Guard):
         if found:
             set_grad(False)
 
-    def traced(self) -> "AbstractContextManager[None]":
-        return _traced.traced_grad(False)
+    def traced(self) -> _traced.TracedGuard:
+        return _traced.TracedGrad(False)
+
+
+class _Left:
+    """Inference mode, left by a guard that has recording on; its exit sets `found` as well.
+
+    The token alone would bring that back, too. But make_fx and torch.export write down each call
+    of `set_grad`, and nothing else: in their graphs recording would stay on.
+    """
+
+    __slots__ = ("_found", "_token")
+
+    def __init__(self, found: bool) -> None:
+        self._found = found
+        self._token = enter_inference(False)
+
+    def __exit__(self, *exc: object) -> None:
+        self._token.__exit__(*exc)
+        set_grad(self._found)
 
 
 class _EnableGrad(Guard):
@@ -105,13 +122,13 @@ class _EnableGrad(Guard):
     def __enter__(self) -> None:
         cell = thread.cell
         found = is_grad_enabled()
-        token = enter_inference(False) if is_inference_mode_enabled() else None
+        token = _Left(found) if is_inference_mode_enabled() else None
         cell[0] = (self, found, token, cell[0])
         if not found:
             set_grad(True)
 
-    def traced(self) -> "AbstractContextManager[None]":
-        return _traced.traced_grad(True)
+    def traced(self) -> _traced.TracedGuard:
+        return _traced.TracedGrad(True)
 
 
 class _InferenceOn(Guard):
@@ -125,8 +142,8 @@ class _InferenceOn(Guard):
         found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
         cell[0] = (self, found, enter_inference(True), cell[0])
 
-    def traced(self) -> "AbstractContextManager[None]":
-        return _traced.traced_inference(True)
+    def traced(self) -> _traced.TracedGuard:
+        return _traced.TracedInference(True)
 
 
 class _InferenceOff(Guard):
@@ -147,8 +164,8 @@ class _InferenceOff(Guard):
         grad = outside.grad_enabled or (outside.inference_mode and _grad_around_inference())
         return GradState(grad, False)
 
-    def traced(self) -> "AbstractContextManager[None]":
-        return _traced.traced_inference(False)
+    def traced(self) -> _traced.TracedGuard:
+        return _traced.TracedInference(False)
 
 
 def _grad_around_inference() -> bool:
@@ -193,15 +210,12 @@ class SetGrad(Guard):
         found = is_grad_enabled()
         if self._maker is cell:
             found, self._maker = self._before, None
-        token = None
-        if self.grad and is_inference_mode_enabled():
-            set_grad(found)  # the token brings back the grad mode in which it was made
-            token = enter_inference(False)
+        token = _Left(found) if self.grad and is_inference_mode_enabled() else None
         cell[0] = (self, found, token, cell[0])
         set_grad(bool(self.grad))
 
-    def traced(self) -> "AbstractContextManager[None]":
-        return _traced.traced_grad(bool(self.grad))
+    def traced(self) -> _traced.TracedGuard:
+        return _traced.TracedGrad(bool(self.grad))
 
     def __call__(self, orig_func: F) -> F:
         if self._maker is thread.cell:
