@@ -16,6 +16,7 @@ from gradguard._enclosing import Block, blocks_in
 from gradguard._frames import module_of, outwards, user_frame
 from gradguard._messages.where import describe, failed
 from gradguard._origins import origin_of
+from gradguard._tracker import recorded_origin
 
 if TYPE_CHECKING:
     from gradguard._state import GradState
@@ -100,12 +101,14 @@ def where(state: "GradState", *, recorded: str | None = None) -> list[str]:
 
     Args:
         state: the mode to explain, usually the present one.
-        recorded: what a trace knows as the last switch that was never switched back.
+        recorded: the last switch that was never switched back; by default, what an active trace
+            knows of this thread.
 
     """
     try:
         blocks = enclosing(sys._getframe(1))  # noqa: SLF001 - as in user_frame
         first = decisive(blocks, state)
+        recorded = recorded or recorded_origin(state)
     except Exception as error:  # noqa: BLE001 - the message it is for must come out; it says so
         return failed(type(error))
     others = [block for block in blocks if block is not first and block.certain]
