@@ -33,9 +33,6 @@ class Carried(Guard):
         cell[0] = (self, found, enter_inference(self.mode.inference_mode), cell[0])
         set_grad(self.mode.grad_enabled)
 
-    def inside(self, outside: GradState) -> GradState:  # noqa: ARG002 (as the other guards)
-        return self.mode
-
     def traced(self) -> TracedGuard:
         return _TracedCarried(self.mode)
 

@@ -505,6 +505,31 @@ def test_never_run_is_warned_about_as_in_a_bare_loop():
     assert told(isolate=True) == told(isolate=False) == ["coroutine 'watch' was never awaited"]
 
 
+def test_a_lost_task(monkeypatch):
+    """A waiting task that nobody holds is collected; closing its guard leaves the thread's mode."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # Python may tell of the closing
+    closed = []
+
+    async def lost():
+        try:
+            with torch.no_grad():
+                await asyncio.get_running_loop().create_future()
+        finally:
+            closed.append(True)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        task = asyncio.create_task(lost())
+        await asyncio.sleep(0)
+        before = grad_state()
+        del task
+        gc.collect()
+        return before, grad_state()
+
+    assert run(main) == (GRAD, GRAD)
+    assert closed == [True]
+
+
 def test_keeps_nothing_alive():
     """A task that is done, and all that its body held, is freed without the garbage collector."""
 
