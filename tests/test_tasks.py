@@ -248,7 +248,7 @@ def test_task_group():
 
 
 def test_names_and_contexts():
-    """A task keeps its name, and the context that it is given."""
+    """A task keeps its name, and the context that it is given (which tasks take from 3.11 on)."""
     variable = contextvars.ContextVar("variable", default="outer")
     context = contextvars.copy_context()
     context.run(variable.set, "given")
@@ -364,17 +364,19 @@ def test_composes_with_a_factory():
         pass
 
     def factory(loop, coro, **kwargs):
-        made.append(coro.__name__)
+        made.append((coro.__name__, kwargs.get("context")))
         return Mine(coro, loop=loop, **kwargs)
 
     async def main():
         asyncio.get_running_loop().set_task_factory(factory)
         isolate_tasks()
-        tasks = [asyncio.create_task(hold(torch.no_grad)), asyncio.create_task(watch())]
+        tasks = [asyncio.create_task(hold(torch.no_grad)), asyncio.create_task(watch(), **options)]
         return tasks, await asyncio.gather(*tasks)
 
+    context = contextvars.copy_context() if sys.version_info >= (3, 11) else None
+    options = {"context": context} if context else {}
     tasks, (held, seen) = asyncio.run(main())
-    assert made[:2] == ["hold", "watch"]
+    assert made[:2] == [("hold", None), ("watch", context)]
     assert all(type(task) is Mine for task in tasks)
     assert held == (True, GRAD)
     assert seen == {GRAD}
