@@ -11,7 +11,7 @@ from gradguard._messages.crossing import no_running_loop, not_a_loop
 
 
 class IsolatedCoroutine:
-    """A task's coroutine that runs under its own mode, from the one where it is wrapped on.
+    """A task's coroutine under a mode of its own, which starts as the one where it is wrapped.
 
     Not a coroutine around it, as the decorators make one: the task's repr and `get_stack` would
     show that coroutine's frame. This shows everything of the user's, by `__getattr__`, and asyncio
