@@ -19,7 +19,7 @@ _BATCH, _LENGTH, _HELD_OUT = 16, 64, 8_000
 _TEMPERATURE = 0.5
 
 # Chapters of the language reference that do not overlap, so that what is held out is new. They
-# are data for pydoc's help(): the same in each Python, there without a network, and, unlike
+# are data for pydoc's help(): in every Python, there without a network, and, unlike
 # docstrings, under -OO too.
 _CHAPTERS = ("objects", "types", "specialnames", "compound", "execmodel")
 _SKIPPED = ("|", "+", "***", "===", "---")
