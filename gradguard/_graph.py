@@ -33,7 +33,7 @@ def reached_from(loss: Tensor) -> Reached:
         return Reached(frozenset({id(loss)} if loss.requires_grad else ()), frozenset())
     leaves: set[int] = set()
     checkpoints: set[str] = set()
-    for node in _nodes(loss.grad_fn):
+    for node in nodes(loss.grad_fn):
         # Not `hasattr(node, "variable")`: a custom Function may have set its ctx.variable.
         kind = type(node).__name__
         if kind == "AccumulateGrad":
@@ -43,7 +43,7 @@ def reached_from(loss: Tensor) -> Reached:
     return Reached(frozenset(leaves), frozenset(checkpoints))
 
 
-def _nodes(root: Node) -> Iterator[Node]:
+def nodes(root: Node) -> Iterator[Node]:
     # The nodes themselves are in `seen`, not their ids: their Python objects are made on demand,
     # and the id of one that was dropped is given to the next. A recursive walk would end at
     # Python's recursion limit, some hundred layers deep.

@@ -10,7 +10,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.nn.parameter import is_lazy
 
-from gradguard._graph import _nodes as nodes
+from gradguard._graph import nodes
 
 _PARTS = {
     torch.strided: ("detach",),

@@ -58,6 +58,7 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
             if not isinstance(module, Module):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(not_a_module(type(module).__name__))
         self._modules = modules
+        self._asker = "leak_check"
         self._name = _THE_BLOCK
         self._found: list[tuple[int, _Found]] = []
 
@@ -72,17 +73,10 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
         me = get_ident()
         at = max(at for at, (ident, _) in enumerate(self._found) if ident == me)
         _, found = self._found.pop(at)
-        _report(found.put_back(self._name), exc)
+        _report(found.put_back(self._asker, self._name), exc)
 
     def __call__(self, fn: F) -> F:
-        check = leak_check(*self._modules)
-        check._name = f"{getattr(fn, '__qualname__', type(fn).__name__)}()"
-
-        def check_for(*_: Any, **__: Any) -> Scope:
-            return check
-
-        decorated: F = decorate_each(fn, check_for, "leak_check()")
-        return decorated
+        return leaves_mode("leak_check", fn, self._modules)
 
     def traced(self) -> AbstractContextManager[object]:
         """Nothing: Dynamo follows neither the inference flag nor the module tree."""
@@ -90,7 +84,20 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
 
     def body(self) -> "_CheckedBody":
         """The check of one call whose body can be suspended."""
-        return _CheckedBody(self._modules, self._name)
+        return _CheckedBody(self._modules, self._asker, self._name)
+
+
+def leaves_mode(asker: str, fn: F, modules: tuple[Module, ...] = ()) -> F:
+    """Decorate `fn` with a `leak_check` whose messages are `asker`'s and name the function."""
+    check = leak_check(*modules)
+    check._asker = asker  # noqa: SLF001 (its own module)
+    check._name = f"{getattr(fn, '__qualname__', type(fn).__name__)}()"  # noqa: SLF001
+
+    def check_for(*_: Any, **__: Any) -> Scope:
+        return check
+
+    decorated: F = decorate_each(fn, check_for, f"{asker}()")
+    return decorated
 
 
 class _Found:
@@ -106,7 +113,7 @@ class _Found:
     def flags_now(self) -> dict[int, bool]:
         return {key: module.training for key, module in self.modules.items()}
 
-    def put_back(self, name: str) -> str | None:
+    def put_back(self, asker: str, name: str) -> str | None:
         """Bring all back to what it was; return what was not, as a message."""
         now = grad_state()
         flags = self.flags_now()
@@ -118,17 +125,21 @@ class _Found:
         put_back(self.state)
         write_flags(self.modules, self.flags)
         names = _names(self.roots, changed)
-        return left_changed(name, self.state, now, left_open=left_open, modules=names, where=lines)
+        subject = f"{asker}: {name}"
+        return left_changed(
+            subject, self.state, now, left_open=left_open, modules=names, where=lines
+        )
 
 
 class _CheckedBody(Body):
     """A body under its own mode, which is compared with what it began with when it ends."""
 
-    __slots__ = ("_flags", "_found", "_name", "_roots")
+    __slots__ = ("_asker", "_flags", "_found", "_name", "_roots")
 
-    def __init__(self, roots: tuple[Module, ...], name: str) -> None:
+    def __init__(self, roots: tuple[Module, ...], asker: str, name: str) -> None:
         super().__init__()
         self._roots = roots
+        self._asker = asker
         self._name = name
         self._found: _Found | None = None
         self._flags: dict[int, bool] = {}
@@ -150,7 +161,7 @@ class _CheckedBody(Body):
     def finish(self) -> None:
         __tracebackhide__ = True
         error = sys.exc_info()[1]  # `drive` finishes a body from its except clauses
-        finding = None if self._found is None else self._found.put_back(self._name)
+        finding = None if self._found is None else self._found.put_back(self._asker, self._name)
         super().finish()
         _report(finding, None if isinstance(error, _ENDS) else error)
 

@@ -74,6 +74,11 @@ def switch_of_class(target: Any) -> Switch | None:
 def switch_of_object(value: Any) -> Switch | None:
     """Return what entering this already existing object switches."""
     ours = sys.modules.get("gradguard._kinds")  # it warns through this module, so it comes later
+    carried = sys.modules.get("gradguard._carried")
+    if carried is not None and is_a(value, carried.Carried):
+        return Switch(
+            f"gradguard.{value!r}", (value.mode.grad_enabled,), (value.mode.inference_mode,)
+        )
     if ours is not None and is_a(value, ours.Guard):
         name, _, argument = repr(value)[:-1].partition("(")
         return _switch(Guard("gradguard", name), "True" in argument, argument)

@@ -12,7 +12,7 @@ from torch.nn import Module
 from gradguard._errors import GradModeError
 from gradguard._evaluating import holders
 from gradguard._kinds import F
-from gradguard._leak_check import leak_check
+from gradguard._leak_check import leaves_mode
 from gradguard._locate import where
 from gradguard._loss import check_loss
 from gradguard._messages import training as messages
@@ -72,7 +72,7 @@ def training_method(method: Any = None, *, module: Named = None) -> Any:
     def decorator(method: Any) -> Any:
         _check_kind(method)
         # The loss is looked at last: where the method turned grad off, that is the cause.
-        return _checked(leak_check()(method), modules_of(_NAME, method, module))
+        return _checked(leaves_mode(_NAME, method), modules_of(_NAME, method, module))
 
     return decorator if method is None else decorator(method)
 

@@ -410,3 +410,16 @@ def test_a_functional_transform(net):
     weights = {name: p.detach() for name, p in model.named_parameters()}
     found = torch.func.grad(lambda w: torch.func.functional_call(model, w, (X,)))(weights)
     assert found["bias"].item() == 2
+
+
+def test_a_left_mode_is_said_in_its_own_name():
+    """A mode that the method leaves switched is reported by training_method, and put back."""
+
+    class Net(nn.Module):
+        @training_method
+        def step(self):
+            torch.set_grad_enabled(False)
+
+    with pytest.raises(GradLeakError, match=r"training_method: .*Net\.step\(\) left grad mode off"):
+        Net().step()
+    assert torch.is_grad_enabled()

@@ -28,7 +28,7 @@ def not_a_module(kind: str) -> str:
 
 
 def left_changed(
-    name: str,
+    subject: str,
     before: State,
     after: State,
     *,
@@ -36,25 +36,27 @@ def left_changed(
     modules: Sequence[str],
     where: Sequence[str],
 ) -> str:
-    """Say what changed, which guards were left open, where, and what to do."""
+    """Say what `subject` changed, which guards it left open, where, and what to do."""
     lines = []
     if before.grad_enabled is not after.grad_enabled:
-        lines.append(_changed(name, "grad mode", before.grad_enabled, after.grad_enabled))
+        lines.append(_changed(subject, "grad mode", before.grad_enabled, after.grad_enabled))
     if before.inference_mode is not after.inference_mode:
-        lines.append(_changed(name, "inference mode", before.inference_mode, after.inference_mode))
+        lines.append(
+            _changed(subject, "inference mode", before.inference_mode, after.inference_mode)
+        )
     if left_open:
         lines.append(f"Guards entered and never exited: {', '.join(map(one_line, left_open))}.")
     if where:
         lines += where
         lines.append("To do: switch the mode with `with` or a decorator, so that it ends there.")
     if modules:
-        lines += _flags(name, modules)
+        lines += _flags(subject, modules)
     lines.append("All has been put back.")
     return "\n".join(lines)
 
 
-def _changed(name: str, what: str, before: bool, after: bool) -> str:
-    left = f"leak_check: {one_line(name)} left {what} {_on(after)}"
+def _changed(subject: str, what: str, before: bool, after: bool) -> str:
+    left = f"{one_line(subject)} left {what} {_on(after)}"
     return f"{left}; it was {_on(before)} when it began."
 
 
@@ -62,12 +64,12 @@ def _on(flag: bool) -> str:
     return "on" if flag else "off"
 
 
-def _flags(name: str, modules: Sequence[str]) -> list[str]:
+def _flags(subject: str, modules: Sequence[str]) -> list[str]:
     shown = [f"  {one_line(module)}" for module in modules[:MOST_ENTRIES]]
     if len(modules) > MOST_ENTRIES:
         shown.append(f"  and {len(modules) - MOST_ENTRIES} more")
     return [
-        f"leak_check: {one_line(name)} left the training flag changed of ({len(modules)}):",
+        f"{one_line(subject)} left the training flag changed of ({len(modules)}):",
         *shown,
         _EVALUATING,
     ]
