@@ -67,7 +67,7 @@ _MODULE_OF = {
     "watch_training": "_watch_training",
 }
 
-__all__ = [*_MODULE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
