@@ -10,7 +10,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from gradguard import __version__
-from gradguard._messages import fronts
+from gradguard._messages import fronts, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,4 +67,23 @@ def _demo(_: argparse.Namespace) -> int:
     return demo()
 
 
-_COMMANDS = (_add_demo,)
+def _add_run(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "run", help=run.HELP, description=run.DESCRIPTION, usage=run.USAGE, allow_abbrev=False
+    )
+    parser.add_argument("--strict", action="store_true", help=run.STRICT)
+    parser.add_argument("--report", metavar="FILE.json", help=run.REPORT)
+    # What follows SCRIPT or MODULE is the script's, options included.
+    rest = argparse.REMAINDER
+    parser.add_argument("-m", dest="module", nargs=rest, metavar="MODULE", help=run.MODULE)
+    parser.add_argument("script", nargs=rest, metavar="SCRIPT", help=run.SCRIPT)
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gradguard._run import command
+
+    return command(options)
+
+
+_COMMANDS = (_add_demo, _add_run)
