@@ -10,7 +10,7 @@ from functools import partial
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any, Protocol
 
-from gradguard._drive import Suspendable, drive
+from gradguard._drive import Suspendable, advance, drive
 from gradguard._fast import under_inference, under_no_grad
 from gradguard._kinds import INFERENCE_ON, NO_GRAD
 from gradguard._messages.guards import cannot_decorate, cannot_decorate_class
@@ -125,25 +125,33 @@ def _generator(fn: Callable[..., Any], guard_for: Callable[..., Scope]) -> Calla
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         guard = guard_for(*args, **kwargs)
-        target = fn(*args, **kwargs)
+        target, body = fn(*args, **kwargs), None
         if not is_dynamo_compiling():
+            body = guard.body()
             del args, kwargs  # they are the body's to keep
-            steps: Any = drive(target, guard.body())
-            return (yield from steps)
-        # Dynamo neither sends nor throws through `yield from`, and loses a StopIteration that
-        # leaves a `with` (why it cannot follow torch's wrapper to the end of a generator).
-        step, value = target.send, None
+        # Not `yield from drive(...)`: a body that is closed and goes on would be lost with it; and
+        # Dynamo neither sends nor throws through it. Dynamo also loses a StopIteration that leaves
+        # a `with` (why it cannot follow torch's wrapper to the end of a generator).
+        step: Any = target.send
+        passed: list[Any] = [None]
         while True:
-            with guard.traced():
+            if body is not None:
                 try:
-                    yielded = step(value)
+                    advance(step, passed, body)
                 except StopIteration as stop:
                     return stop.value
+            else:
+                with guard.traced():
+                    try:
+                        passed.append(step(passed.pop()))
+                    except StopIteration as stop:
+                        return stop.value
             try:
-                value = yield yielded
+                passed.append((yield passed.pop()))
                 step = target.send
             except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
-                step, value = target.throw, thrown
+                passed.append(thrown)
+                step = target.throw
 
     return wrapper
 

@@ -59,7 +59,7 @@ class Body(Boundary):
 
     def __init__(self, guard: Guard | None = None) -> None:
         self._guard = guard
-        self._mode: GradState | None = None
+        self._mode: tuple[bool, bool] | None = None  # a GradState costs four times as much
         self._opened: tuple[Opened, ...] = ()  # outermost first
         self._base: Link | None = None  # on which the body's own links lie
         self._top: Link | None = None
@@ -68,24 +68,27 @@ class Body(Boundary):
     def resume(self) -> None:
         """Bring back the body's mode and its open guards, on top of the resumer's."""
         cell = thread.cell
-        outside = self._outside = GradState(is_grad_enabled(), is_inference_mode_enabled())
-        mode, token = self._mode, None
-        if mode is not None:
-            if mode.inference_mode is not outside.inference_mode:
-                self._autocast = is_any_autocast_enabled()
-                token = enter_inference(mode.inference_mode)
-            set_grad(mode.grad_enabled)
-        top: Link = (self, outside.grad_enabled, token, cell[0])
-        self._base = top
-        for guard, found, its_token in self._opened:
-            top = (guard, found, its_token, top)
-        self._top = cell[0] = top
+        found, outside = is_grad_enabled(), is_inference_mode_enabled()
+        self._outside, mode, token = outside, self._mode, None
         if mode is None:
-            self._begin(outside)
+            self.grad = INFERENCE_OFF.inside(GradState(found, outside)).grad_enabled
+        else:
+            grad, inference = mode
+            if inference is not outside:
+                self._autocast = is_any_autocast_enabled()
+                token = enter_inference(inference)
+            set_grad(grad)
+        top: Link = (self, found, token, cell[0])
+        self._base = top
+        for guard, its_found, its_token in self._opened:
+            top = (guard, its_found, its_token, top)
+        self._top = cell[0] = top
+        if mode is None and self._guard is not None:
+            self._guard.__enter__()
 
     def suspend(self) -> None:
         """Bring back the resumer's mode and guards, keeping the body's."""
-        self._mode = GradState(is_grad_enabled(), is_inference_mode_enabled())
+        self._mode = is_grad_enabled(), is_inference_mode_enabled()
         self._opened, base = self._split()
         self._leave(base)
 
@@ -98,11 +101,6 @@ class Body(Boundary):
             while tokens:
                 tokens.pop().__exit__(None, None, None)
         self._leave(base, tokens)
-
-    def _begin(self, outside: GradState) -> None:
-        self.grad = INFERENCE_OFF.inside(outside).grad_enabled
-        if self._guard is not None:
-            self._guard.__enter__()
 
     def _split(self) -> tuple[tuple[Opened, ...], Link]:
         """The body's own links, outermost first, and the one on which they lie."""
@@ -119,51 +117,70 @@ class Body(Boundary):
         if token is not None:
             if relinked or not (spent or self._autocast or is_any_autocast_enabled()):
                 token.__exit__(None, None, None)
+                set_grad(found is True)  # make_fx and torch.export see no other way back
                 return
             spent = (*spent, token)
-        outside = self._outside.inference_mode
-        if spent or is_inference_mode_enabled() is not outside:
-            set_inference(outside, spent)
+        if spent or is_inference_mode_enabled() is not self._outside:
+            set_inference(self._outside, spent)
         set_grad(found is True)
 
     def __del__(self) -> None:
         # Dropped without having been closed: a loop has gone, or the body refused.
-        if spent := _tokens(self._opened):
-            mode = GradState(is_grad_enabled(), is_inference_mode_enabled())
-            set_inference(mode.inference_mode, spent)
-            set_grad(mode.grad_enabled)
+        # Dynamo makes a body without running its __init__.
+        if spent := _tokens(getattr(self, "_opened", [])):
+            grad = is_grad_enabled()
+            set_inference(is_inference_mode_enabled(), spent)
+            set_grad(grad)
 
 
 def _tokens(opened: Sequence[Opened]) -> list[InferenceToken]:
     return [token for _, _, token in opened if token is not None]
 
 
+def advance(step: Any, passed: list[Any], body: Suspendable, *, more: bool = False) -> None:
+    """Take one step (`send` or `throw`) of a body, with what is `passed` to it, and from it.
+
+    In a list, because the variables of a frame keep alive what nobody else needs any more; and an
+    error that was thrown in would keep the frame, and so itself.
+
+    Raises:
+        StopIteration: the body has returned. `more` says that this is only a suspension: what steps
+            an async generator returns what the generator has yielded.
+    """
+    body.resume()
+    try:
+        passed.append(step(passed.pop()))
+    except StopIteration:
+        (body.suspend if more else body.finish)()
+        raise
+    except BaseException:
+        body.finish()
+        raise
+    finally:
+        del step  # that of an async generator holds the error, too
+    body.suspend()
+
+
 @types.coroutine
 def drive(target: Any, body: Suspendable, *, more: bool = False) -> Generator[Any, Any, Any]:
-    """Run `target` (generator, coroutine, or awaitable of an async generator) under `body`.
+    """Run `target` (a coroutine, or what steps an async generator) under `body`.
 
     As ``yield from`` (PEP 380), with `body` taken up for each step: what is sent or thrown in
-    reaches `target`, and its return value is returned. `more` says that a return is only a
-    suspension: an async generator's awaitable returns what the generator has yielded.
+    reaches `target`, and its return value is returned.
     """
-    step, value = target.send, None
+    step: Any = target.send
+    passed: list[Any] = [None]
     try:
         while True:
-            body.resume()
             try:
-                yielded = [step(value)]
+                advance(step, passed, body, more=more)
             except StopIteration as stop:
-                (body.suspend if more else body.finish)()
                 return stop.value
-            except BaseException:
-                body.finish()
-                raise
-            body.suspend()
-            value = None
             try:
-                value = yield yielded.pop()  # it must not be kept alive by this frame
+                passed.append((yield passed.pop()))
                 step = target.send
             except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
-                step, value = target.throw, thrown
+                passed.append(thrown)
+                step = target.throw
     finally:
-        del value  # an exception thrown in would keep this frame, and itself, alive
+        del target, step  # as in `advance`
