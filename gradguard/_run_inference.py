@@ -33,13 +33,14 @@ class InferenceTensors:
         """Look at what a module itself holds, when a forward in train mode is recorded first."""
         if not module.training or seen.call is None:
             return
-        for what, held in (
-            (texts.PARAMETERS, module._parameters),  # noqa: SLF001 (its own; named_… takes longer)
-            (texts.BUFFERS, module._buffers),  # noqa: SLF001
-        ):
-            found = [one for one in held.values() if one is not None and is_inference(one)]
-            if found:
-                self._add(here(), what, _names(found))
+        if seen.outermost:
+            self._look_into(module, seen.call)
+            return
+        # Its own: named_parameters takes longer, and would walk each subtree again.
+        own = (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
+        found = [one for one in own if one is not None and is_inference(one)]
+        if found:
+            self._add(here(), texts.PARAMETERS, _names(found))
 
     def look_at_step(self, optimizer: Optimizer) -> None:
         """Look at all that an optimizer trains."""
