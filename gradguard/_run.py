@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gradguard import __version__, _run_script
+from gradguard._frames import module_of
 from gradguard._messages import run as texts
 from gradguard._run_findings import ranked
 from gradguard._run_import import when_imported
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gradguard._run_findings import Finding
     from gradguard._run_observe import Observer
 
+_OURS = ("gradguard.", "importlib.", "_frozen_importlib")
 _REFUSED = 2
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -48,6 +50,9 @@ def command(options: argparse.Namespace) -> int:
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes, before Python 3.11.4
         _show(error, None)
         return _REFUSED
+    except Exception as error:  # noqa: BLE001 (of the package that a module is in; shown, not kept)
+        _show(error, _foreign(error.__traceback__))
+        return 1
     return Run(program, given, strict=options.strict, report=options.report).run()
 
 
@@ -67,6 +72,13 @@ def _check_writable(report: str | None) -> None:
 
 def _show(error: BaseException, traceback: TracebackType | None) -> None:
     sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+
+
+def _foreign(traceback: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames of the front and of Python's import machinery before the script's."""
+    while traceback is not None and module_of(traceback.tb_frame).startswith(_OURS):
+        traceback = traceback.tb_next
+    return traceback
 
 
 class Run:
@@ -117,8 +129,7 @@ class Run:
             return _exit_code(error)
         except BaseException as error:  # noqa: BLE001 (shown as Python shows it)
             self._error = error
-            inner = None if error.__traceback__ is None else error.__traceback__.tb_next
-            _show(error, inner)
+            _show(error, _foreign(error.__traceback__))
             return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
         return 0
 

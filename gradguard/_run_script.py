@@ -5,6 +5,7 @@ that what it defined cannot be pickled by its threads and exit handlers, and the
 their own in tracebacks.
 """
 
+import builtins
 import importlib.util
 import os
 import sys
@@ -47,7 +48,7 @@ def script(path: str) -> Program:
         raise UnrunnableError(texts.missing_script(path))
     importer = _directory_or_archive(path)
     if importer is not None:
-        return _from_spec(importer, path, path)
+        return _from_spec(importer, path, str(Path(path).absolute()))
     full = str(Path(path).absolute())
     loader = _loader(full)
     try:
@@ -99,7 +100,7 @@ def _find(name: str) -> ModuleSpec | None:
 def _directory_or_archive(path: str) -> ModuleSpec | None:
     if not Path(path).is_dir() and not _has_importer(path):
         return None
-    spec = PathFinder.find_spec("__main__", [path])
+    spec = PathFinder.find_spec("__main__", [str(Path(path).absolute())])
     if spec is None or spec.loader is None:
         raise UnrunnableError(texts.no_main(path))
     return spec
@@ -121,14 +122,14 @@ def _from_spec(spec: ModuleSpec, name: str, import_from: str | None) -> Program:
     code = None if get_code is None else get_code(spec.name)
     main = _main(spec)
     main.__dict__.update(__file__=spec.origin, __loader__=spec.loader, __cached__=spec.cached)
-    first = import_from or spec.origin or name
+    first = name if import_from else spec.origin or name
     return Program(_given(code, name), main, first, import_from)
 
 
 def _main(spec: ModuleSpec | None) -> ModuleType:
     made = ModuleType("__main__")
     package = None if spec is None else spec.parent
-    made.__dict__.update(__spec__=spec, __package__=package, __builtins__=__builtins__)
+    made.__dict__.update(__spec__=spec, __package__=package, __builtins__=builtins)
     made.__annotations__ = {}
     return made
 
