@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gradguard._state import GradState as GradState
     from gradguard._state import grad_state as grad_state
     from gradguard._tasks import isolate_tasks as isolate_tasks
+    from gradguard._trace import trace as trace
     from gradguard._training import training_method as training_method
     from gradguard._watch_inference import watch_inference as watch_inference
     from gradguard._watch_training import watch_training as watch_training
@@ -62,6 +63,7 @@ _MODULE_OF = {
     "leak_check": "_leak_check",
     "no_grad": "_guards",
     "set_grad_enabled": "_guards",
+    "trace": "_trace",
     "training_method": "_training",
     "watch_inference": "_watch_inference",
     "watch_training": "_watch_training",

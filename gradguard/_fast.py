@@ -77,8 +77,12 @@ def under_inference(
         except AttributeError:  # this thread's first entry
             cell = thread.cell
         below = cell[0]
-        found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
-        cell[0] = link = (guard, found, token := enter_inference(True), below)
+        cell[0] = link = (
+            guard,
+            is_grad_enabled() or (None if is_inference_mode_enabled() else False),
+            token := enter_inference(True),
+            below,
+        )
         try:
             result = fn(*args, **kwargs) if kwargs else fn(*args)
         finally:
