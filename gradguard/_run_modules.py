@@ -35,7 +35,7 @@ class Seen:
     def __init__(self, module: nn.Module, reference: "weakref.ref[nn.Module]") -> None:
         self.reference = reference
         self.kind = type(module).__name__
-        self.call: Site | None = None  # of its first forward
+        self.call: Site | None = None  # of its first forward that was recorded, or its first
         self.outermost = False  # whether no other module called it then
         self.recorded = False  # whether a forward of it was recorded
         self.training: bool | None = None  # at its last recorded forward, if it is outermost

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from types import FrameType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import Optimizer
 from typing_extensions import ParamSpec
 
+from gradguard._frames import user_frame
 from gradguard._messages import run as texts
 from gradguard._run_evals import RecordedEvals
-from gradguard._run_findings import Finding, here
+from gradguard._run_findings import Finding, Site, here
 from gradguard._run_inference import InferenceTensors
 from gradguard._run_leaks import Leaks
 from gradguard._run_modules import Modules, Seen, recording
@@ -70,7 +72,6 @@ class Observer:
         self._undo += [handle.remove for handle in handles]
         self._replace(Optimizer, "add_param_group", self._adding)
         self._replace(nn.Module, "train", self._switching)
-        self._replace(nn.Module, "eval", self._evaluating)
         # torch.compile's wrapper warns of global hooks at each call; a filter would not do: a
         # script may set its own in front of it, and make every warning an error.
         self._replace(module_hooks, "_has_any_global_hook", lambda _: _any_but(before, after))
@@ -131,6 +132,8 @@ class Observer:
         if seen.call is None:
             seen = self._modules.called(module)
         if recording():
+            if not seen.recorded:
+                seen.call = here()  # rather than that of an earlier one under no_grad
             seen.recorded = True
             if seen.outermost:
                 seen.training = module.training
@@ -169,20 +172,10 @@ class Observer:
 
         return train
 
-    def _evaluating(self, original: Callable[..., T]) -> Callable[..., T]:
-        attempt, note = self._try, self._evaluated
-
-        @functools.wraps(original)
-        def eval(self: nn.Module) -> T:  # noqa: A001 (its name)
-            result = original(self)
-            if not is_dynamo_compiling():
-                attempt(lambda: note(self))  # last: a `train` that is overridden has noted itself
-            return result
-
-        return eval
-
     def _evaluated(self, module: nn.Module) -> None:
-        self._modules.of(module).evaluated = here()
+        site = _caller(module)
+        for each in module.modules():
+            self._modules.of(each).evaluated = site
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         original = vars(owner).get(name)
@@ -218,6 +211,18 @@ def _global_hooks() -> Iterator[object]:
     for name, hooks in vars(module_hooks).items():
         if name.startswith("_global_") and isinstance(hooks, dict):
             yield from hooks.values()
+
+
+def _caller(module: nn.Module) -> Site:
+    """Return the line that put a module in eval mode, outside the module's own overrides."""
+    frame = user_frame()
+    while frame.f_back is not None and _is_override(frame, module):
+        frame = user_frame(frame.f_back)
+    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def _is_override(frame: FrameType, module: nn.Module) -> bool:
+    return frame.f_code.co_name in ("train", "eval") and frame.f_locals.get("self") is module
 
 
 def _by_itself() -> bool:

@@ -125,14 +125,17 @@ class Steps:
         if trained.count_of_roots != self._modules.outermost:
             trained.count_of_roots = self._modules.outermost
             trained.roots = self._roots_of(optimizer)
+        left: dict[Site, str] = {}
+        step = None
         for seen in trained.roots:
             if seen.training:
                 trained.in_train_mode.add(id(seen))
             elif id(seen) in trained.in_train_mode and _learns(seen, optimizer):
-                step = here()
-                site = seen.evaluated or step
-                _, _, count = self._in_eval.get(site, (None, None, 0))
-                self._in_eval[site] = (seen.kind, step, count + 1)
+                step = step or here()
+                left.setdefault(seen.evaluated or step, seen.kind)
+        for site, kind in left.items():
+            _, _, count = self._in_eval.get(site, (None, None, 0))
+            self._in_eval[site] = (kind, step or site, count + 1)
 
     def _roots_of(self, optimizer: Optimizer) -> list[Seen]:
         held = set(map(id, parameters(optimizer)))

@@ -219,6 +219,19 @@ def test_no_gradient():
     assert "To do: let the loss depend on it" in one.message
 
 
+def test_no_gradient_at_the_recorded_call():
+    """The call that is named is one that was recorded, not an earlier one under no_grad."""
+
+    def program():
+        model, other = nn.Linear(4, 2), nn.Linear(4, 2)
+        with torch.no_grad():
+            model(torch.randn(1, 4))
+        optimizer = torch.optim.AdamW([*model.parameters(), *other.parameters()])
+        trained(lambda given: model(given).detach() + other(given), optimizer)  # call
+
+    assert only(found_in(program), "no-gradient").site.lineno == line(program, "# call")
+
+
 def test_no_gradient_after_the_model():
     """They are named also where model and optimizer are gone at the end, in a wrapper as well."""
 
@@ -349,12 +362,33 @@ def test_left_in_eval_mode_by_an_override():
         def train(self, mode=True):
             return super().train(mode)
 
+        def eval(self):
+            return self.train(False)
+
     def program():
         model, optimizer = trained(Own())
         model.eval()  # left
         trained(model, optimizer, 1)
 
     assert only(found_in(program), "eval-mode").site.lineno == line(program, "# left")
+
+
+def test_left_in_eval_mode_by_its_holder():
+    """Models that only a holder has put in eval mode are named by that call, a step once."""
+
+    def program():
+        holder = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 1)])
+        optimizer = torch.optim.AdamW(holder.parameters())
+
+        def together(given):
+            return holder[1](holder[0](given))
+
+        trained(together, optimizer)
+        holder.eval()  # left
+        trained(together, optimizer, 2)
+
+    one = only(found_in(program), "eval-mode")
+    assert (one.site.lineno, one.count) == (line(program, "# left"), 2)
 
 
 def test_left_in_eval_mode_compiled():
@@ -417,10 +451,10 @@ def test_recorded_eval_nested_outputs():
 
 def test_nothing_stays():
     """After a run torch is as it was before, hooks and methods."""
-    train, evaluate = nn.Module.train, nn.Module.eval
+    train = nn.Module.train
     add, call = torch.optim.Optimizer.add_param_group, torch._C._set_grad_enabled
     found_in(trained)
-    assert (nn.Module.train, nn.Module.eval) == (train, evaluate)
+    assert nn.Module.train is train
     assert torch.optim.Optimizer.add_param_group is add
     assert torch._C._set_grad_enabled is call
     assert not torch.nn.modules.module._has_any_global_hook()
