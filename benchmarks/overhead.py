@@ -249,7 +249,7 @@ def chart(figures: dict[str, dict[str, float]], title: str) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("time of an empty body, as a share of torch's own guard")
     axes.set_title(title, fontsize=9)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     figure.savefig(HERE / "overhead.png", dpi=110)
 
 
