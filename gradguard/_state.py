@@ -61,7 +61,7 @@ def set_inference(mode: bool, spent: Sequence[InferenceToken] = ()) -> None:
 
 
 class GradState(NamedTuple):
-    """The two flags of the calling thread: are operations recorded, and is inference mode on?
+    """The two flags of the calling thread: whether operations are recorded, and inference mode.
 
     >>> GradState(grad_enabled=True, inference_mode=False)
     GradState(grad_enabled=True, inference_mode=False)

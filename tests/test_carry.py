@@ -163,7 +163,7 @@ def test_bodies_that_run_later(pool):
     """A generator's, coroutine's and async generator's body runs under the carried mode."""
     with gradguard.no_grad():
         generator, coroutine, stream = map(carry, (_generator, _coroutine, _async_generator))
-        handed_back = carry(lambda x: _generator(x))  # noqa: PLW0108 (a plain function)
+        handed_back = carry(lambda x: _generator(x))
 
     async def main():
         return await coroutine(1), [item async for item in stream(1)]
@@ -284,7 +284,7 @@ def test_class():
 
 def test_open_guards(pool):
     """In a carried function `guards()` names what brought the mode."""
-    assert repr(pool.submit(carry(lambda: gradguard.guards())).result()).startswith("(carry(")  # noqa: PLW0108
+    assert repr(pool.submit(carry(lambda: gradguard.guards())).result()).startswith("(carry(")
 
 
 @pytest.mark.parametrize("guard", [torch.enable_grad, gradguard.no_grad, gradguard.inference_mode])
@@ -294,7 +294,7 @@ def test_under_compile(guard, outer):
     with guard():
         carried = carry(lambda x: (x * 2, torch.is_grad_enabled()))
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x: carried(x), backend="eager", fullgraph=True)  # noqa: PLW0108
+    compiled = torch.compile(lambda x: carried(x), backend="eager", fullgraph=True)
     weight = torch.ones(2, requires_grad=True)
     with outer():
         found = grad_state()

@@ -72,7 +72,7 @@ def test_with_block_is_named_by_line_function_and_source():
 
 def test_gradguard_and_torch_blocks_come_innermost_first():
     """Blocks of both libraries, several on one line, are told in the order of nesting."""
-    with torch.no_grad(), enable_grad():  # noqa: SIM117 - nested on purpose
+    with torch.no_grad(), enable_grad():
         with torch.inference_mode(mode=False), no_grad(), set_grad_enabled(True):
             assert kinds() == [
                 "gradguard.set_grad_enabled(True)",
@@ -442,7 +442,7 @@ def test_decorators_of_every_making_are_read():
 
     method = Owner().method
     check(torch.no_grad()(method)(), "bound", "torch.no_grad()", "method")
-    assert context_decorator(lambda: contextlib.nullcontext(), method)() is None  # noqa: PLW0108 - torch wants a function
+    assert context_decorator(lambda: contextlib.nullcontext(), method)() is None
     assert torch.autograd.set_multithreading_enabled(mode=True)(kinds)() == []
 
 
@@ -748,7 +748,7 @@ def test_file_that_no_longer_fits_is_reported_as_unread(tmp_path, text, why):
     exec(compile(source, str(path), "exec"), names)  # noqa: S102 - stands for an import
     if text is not None:
         path.write_text(text)
-    block = names["f"](lambda: cause())  # noqa: PLW0108 - `cause` looks at its caller
+    block = names["f"](lambda: cause())
     assert block.how == "unread"
     assert why in block.kind
 
@@ -800,7 +800,7 @@ def test_looking_runs_no_code_of_the_users():
 
 def test_decisive_block_is_named_first():
     """Of several blocks the one that made the present mode comes first, then the others."""
-    with torch.inference_mode():  # noqa: SIM117 - nested on purpose # decided
+    with torch.inference_mode():
         with torch.enable_grad():
             first, second, *_ = where(grad_state())[1:]
     assert "torch.inference_mode() entered at" in first
