@@ -94,11 +94,13 @@ class Run:
         self._report = None if report is None else Path(report).absolute()
         self._stderr = sys.stderr
         self._process = os.getpid()
+        self._concluded = False
         self._observer: Observer | None = None
         self._error: BaseException | None = None  # holds the frames, whose tensors are looked at
 
     def run(self) -> int:
         """Run it to its end, the end of its threads included, and return the exit code."""
+        self._write_report([], None)  # what is found where the process is killed
         _run_script.enter(self._program, list(self._given[1:]))
         when_imported("torch", self._observe)
         self._leave = os._exit
@@ -135,18 +137,18 @@ class Run:
 
     def _leave_at_once(self, status: int) -> NoReturn:
         """Stand for `os._exit`: say what was found before the process is gone."""
-        if os.getpid() == self._process:
+        if os.getpid() == self._process and not self._concluded:
             status = self._conclude(status)
         self._leave(status)
 
     def _conclude(self, code: int) -> int:
         """Write summary and report; return the exit code, which findings may have changed."""
+        self._concluded = True  # os._exit may be called, bound by another name, after that
         findings: list[Finding] = []
         if self._observer is not None:
             findings = ranked(self._observer.finish(crashed=self._error is not None))
         self._write_summary(findings)
-        if self._report is not None:
-            self._write_report(findings, code)
+        self._write_report(findings, code)
         return 1 if self._strict and findings and code == 0 else code
 
     def _write_summary(self, findings: list[Finding]) -> None:
@@ -164,14 +166,15 @@ class Run:
         except (OSError, ValueError):  # the script has closed it: nobody can be told
             pass
 
-    def _write_report(self, findings: list[Finding], code: int) -> None:
-        assert self._report is not None  # noqa: S101 (for type checkers)
+    def _write_report(self, findings: list[Finding], code: int | None) -> None:
+        if self._report is None:
+            return
         try:
             self._report.write_text(json.dumps(self._as_json(findings, code), indent=2) + "\n")
         except OSError as error:
             self._stderr.write(texts.report_lost(str(self._report), error.strerror or ""))
 
-    def _as_json(self, findings: list[Finding], code: int) -> dict[str, Any]:
+    def _as_json(self, findings: list[Finding], code: int | None) -> dict[str, Any]:
         torch = sys.modules.get("torch")
         return {
             "script": self._given[0],

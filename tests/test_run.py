@@ -159,6 +159,16 @@ def test_leaving_at_once(project):
     run = project.run("--report", "report.json", "script.py")
     assert (run.returncode, run.stdout, run.stderr) == (3, "x\n", texts.without_torch())
     assert json.loads((project.path / "report.json").read_text())["exit_code"] == 3
+    project.write("script.py", "import atexit, os; atexit.register(os._exit, 4)")
+    run = project.run("script.py")
+    assert (run.returncode, run.stderr) == (4, texts.without_torch())
+
+
+def test_killed(project):
+    """Of a process that is killed the report says that it has no exit code."""
+    project.write("script.py", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert project.run("--report", "report.json", "script.py").returncode == -signal.SIGKILL
+    assert json.loads((project.path / "report.json").read_text())["exit_code"] is None
 
 
 def refused(run):

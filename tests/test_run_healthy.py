@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 from torch.utils.checkpoint import checkpoint
 
+import gradguard
 from gradguard._run_observe import Observer
 
 
@@ -314,6 +315,37 @@ def test_training_in_eval_mode():
     """Deliberate fine-tuning in eval mode from the first step on."""
     model = Net().eval()
     train(model, torch.optim.AdamW(model.parameters()))
+
+
+def test_compiled():
+    """A compiled model, in train mode with validation, and in eval mode from the first step on."""
+    for mode in (True, False):
+        model = torch.compile(Net().train(mode), backend="aot_eager")
+        optimizer = torch.optim.AdamW(model.parameters())
+        train(model, optimizer)
+        with torch.no_grad():
+            model.eval()(batch())
+        model.train(mode)
+        train(model, optimizer, 1)
+
+
+def test_torch_is_patched(monkeypatch):
+    """gradguard's guards in the place of torch's, and an optimizer step that calls another."""
+    for name in ("no_grad", "enable_grad", "set_grad_enabled", "inference_mode"):
+        monkeypatch.setattr(torch, name, getattr(gradguard, name))
+
+    class Own(torch.optim.SGD):
+        def step(self, closure=None):
+            with torch.enable_grad():
+                return super().step(closure)
+
+    model = Net()
+    optimizer = Own(model.parameters(), lr=0.1)
+    train(model, optimizer)
+    with torch.inference_mode():
+        model.eval()(batch())
+    model.train()
+    train(model, optimizer, 1)
 
 
 def test_perceptual_loss():
