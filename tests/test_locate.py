@@ -800,7 +800,7 @@ def test_looking_runs_no_code_of_the_users():
 
 def test_decisive_block_is_named_first():
     """Of several blocks the one that made the present mode comes first, then the others."""
-    with torch.inference_mode():# decided
+    with torch.inference_mode():  # decided
         with torch.enable_grad():
             first, second, *_ = where(grad_state())[1:]
     assert "torch.inference_mode() entered at" in first
