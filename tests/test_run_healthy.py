@@ -248,7 +248,10 @@ class Checkpointed(nn.Module):
         self.net, self.reentrant = Net(), reentrant
 
     def forward(self, given):
-        return checkpoint(self.net, given, use_reentrant=self.reentrant)
+        return checkpoint(self.both, given, use_reentrant=self.reentrant)
+
+    def both(self, given):
+        return self.net.head(self.net.body(given))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
