@@ -1,5 +1,6 @@
 """Eval mode for a block, counted per module over all threads."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from threading import RLock, get_ident
 from threading import enumerate as living_threads
@@ -33,6 +34,10 @@ class _Scope:
 #   held, and predict while half of its flags are still unset. The lock is reentrant, since an
 #   override may itself use ``evaluating``.
 _lock = RLock()
+if hasattr(os, "register_at_fork"):  # a child forked while another thread holds it would hang
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 _open: dict[_Scope, None] = {}  # in the order of opening
 _before: dict[int, bool] = {}  # the flag of each held module, from before its first scope
 _told: set[int] = set()  # held modules whose override was called, so must be called again
@@ -175,6 +180,19 @@ def holders(module: Module) -> list[str]:
     with _lock:
         threads = dict.fromkeys(scope.thread for scope in _open if key in scope.modules)
     return [names.get(thread, f"thread {thread}") for thread in threads]
+
+
+def own_flags(modules: Modules) -> dict[int, bool]:
+    """Return each module's flag; of one held in eval mode that from before its first scope."""
+    with _lock:
+        return {key: _before.get(key, module.training) for key, module in modules.items()}
+
+
+def write_own_flags(modules: Modules, flags: dict[int, bool]) -> None:
+    """Give each module its flag; one that is held in eval mode gets it when its last scope ends."""
+    with _lock:
+        _before.update({key: flags[key] for key in modules if key in _before})
+        write_flags({key: m for key, m in modules.items() if key not in _before}, flags)
 
 
 def _opened(roots: tuple[Module, ...]) -> _Scope:

@@ -10,11 +10,12 @@ from torch.nn import Module
 from gradguard._decorators import Scope, decorate_each
 from gradguard._drive import Body
 from gradguard._errors import GradLeakError
+from gradguard._evaluating import own_flags, write_own_flags
 from gradguard._locate import where
-from gradguard._messages.leak_check import left_changed, not_a_module
+from gradguard._messages.leak_check import left_changed, not_a_module, not_entered
 from gradguard._stack import close_above, thread
 from gradguard._state import grad_state, is_dynamo_compiling, put_back
-from gradguard._train_flags import tree, write_flags
+from gradguard._train_flags import Modules, tree
 
 F = TypeVar("F")
 
@@ -70,10 +71,22 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
         __tracebackhide__ = True
         if is_dynamo_compiling():
             return
+        _report(self._pop().put_back(self._asker, self._name), exc)
+
+    def _pop(self) -> "_Found":
+        """This thread's innermost entry; else any thread's, since a generator may have moved."""
         me = get_ident()
-        at = max(at for at, (ident, _) in enumerate(self._found) if ident == me)
-        _, found = self._found.pop(at)
-        _report(found.put_back(self._asker, self._name), exc)
+        mine = [at for at, (ident, _) in enumerate(self._found) if ident == me]
+        if mine:
+            return self._found.pop(mine[-1])[1]
+        if not self._found:
+            raise RuntimeError(not_entered())
+        found = self._found.pop()[1]
+        found.state, found.link = (
+            grad_state(),
+            thread.cell[0],
+        )  # the other thread's say nothing here
+        return found
 
     def __call__(self, fn: F) -> F:
         return leaves_mode("leak_check", fn, self._modules)
@@ -111,7 +124,7 @@ class _Found:
         self.flags = self.flags_now()
 
     def flags_now(self) -> dict[int, bool]:
-        return {key: module.training for key, module in self.modules.items()}
+        return own_flags(self.modules)
 
     def put_back(self, asker: str, name: str) -> str | None:
         """Bring all back to what it was; return what was not, as a message."""
@@ -123,8 +136,8 @@ class _Found:
         lines = where(now) if now != self.state else []
         left_open = [repr(guard) for guard in close_above(self.link)]
         put_back(self.state)
-        write_flags(self.modules, self.flags)
-        names = _names(self.roots, changed)
+        write_own_flags(self.modules, self.flags)
+        names = _names(self.roots, {key: self.modules[key] for key in changed})
         subject = f"{asker}: {name}"
         return left_changed(
             subject, self.state, now, left_open=left_open, modules=names, where=lines
@@ -181,9 +194,9 @@ def add_note(error: BaseException, note: str) -> None:
     vars(error)["__notes__"] = [*notes, note]
 
 
-def _names(roots: tuple[Module, ...], keys: list[int]) -> list[str]:
+def _names(roots: tuple[Module, ...], modules: Modules) -> list[str]:
     names: dict[int, str] = {}
     for root in roots:
         for name, module in root.named_modules(prefix=type(root).__name__):
             names.setdefault(id(module), name)
-    return [names[key] for key in keys]
+    return [names.get(key, f"{type(m).__name__} (removed since)") for key, m in modules.items()]

@@ -21,6 +21,8 @@ class Trained:
         self._optimizer = optimizer
         self._asker = asker
         self._steps = 0
+        self.parameters: list[Named] = []
+        self.stale: list[Names] = []  # names of held parameters that are the model's no longer
         self._look_around(self._held_now())
 
     def step(self) -> list[Named]:
@@ -30,6 +32,11 @@ class Trained:
         same = len(held) == len(self._held) and all(map(is_, held, self._held))
         if not same or self._steps % _REFRESH == 0:
             self._look_around(held)
+        return self.parameters
+
+    def refreshed(self) -> list[Named]:
+        """Look around now, as names may have gone; return the parameters."""
+        self._look_around(self._held)
         return self.parameters
 
     def inference_tensors(self) -> dict[str, list[Names]]:
@@ -46,6 +53,9 @@ class Trained:
 
     def _look_around(self, held: list[Tensor]) -> None:
         named = {id(one.parameter): one for one in parameters_of(self._model, self._asker)}
+        held_now = {id(p) for p in held}
+        gone = [one for one in self.parameters if id(one.parameter) not in named]
+        self.stale += [one.names for one in gone if id(one.parameter) in held_now]
         self._held = held
         self.parameters = [named[id(p)] for p in held if id(p) in named]
         self._asked = [one.parameter for one in self.parameters if not is_lazy(one.parameter)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
+from gradguard._enclosing import Block
 from gradguard._frames import outwards
 from gradguard._locate import decisive, enclosing, where
 from gradguard._messages import watch as texts
@@ -38,8 +39,8 @@ def watch_training(
 
     No gradient means that ``grad`` is None: gradients zeroed in place, or stale ones, cannot be
     told from new ones. Parameters with no elements, and those that the optimizer does not hold,
-    are left out. With a closure the checks run after the step, without one before the update.
-    Works under any loop (plain, Lightning, transformers, accelerate, ignite), with gradient
+    are left out; a step that `torch.compile` has compiled is not seen. With a closure the checks
+    run after the step, without one before the update. Works under any loop (plain, Lightning, transformers, accelerate, ignite), with gradient
     accumulation, a GradScaler that skips steps, and parameter groups added later; for several
     optimizers, make one watch for each.
 
@@ -153,11 +154,16 @@ class TrainingWatch(Watch):
         block = decisive(enclosing(), state)
         if block is None or not block.certain:
             return False
-        self._open_in = stack
+        if _is_literal(block):
+            self._open_in = stack
         return True
 
     def _without_gradient(self, watched: list[Named]) -> Iterator[tuple[str, str]]:
-        missing = [one for one in watched if one.parameter.grad is None and self._counts(one)]
+        missing = self._missing_of(watched)
+        if any(id(one.parameter) not in self._missing for one in missing):
+            missing = self._missing_of(watched := self._trained.refreshed())  # names may be old
+        if self._trained.stale:
+            yield "stale", texts.stale(self.steps, self._trained.stale)
         self._missing = {
             id(one.parameter): self._missing.get(id(one.parameter), 0) + 1 for one in missing
         }
@@ -170,8 +176,17 @@ class TrainingWatch(Watch):
             every = [one.names for one in trainable]
             yield "missing", texts.no_gradient(self.steps, every, late, self._patience)
 
+    def _missing_of(self, watched: list[Named]) -> list[Named]:
+        return [one for one in watched if one.parameter.grad is None and self._counts(one)]
+
     def _counts(self, one: Named) -> bool:
         return one.can_learn and not self._allowed(one)
+
+
+def _is_literal(block: Block) -> bool:
+    """Whether the same place means the same guard: a decorator, or one called in the ``with``."""
+    guard = block.kind.partition("(")[0].rpartition(".")[2]
+    return block.how == "decorator" or f"{guard}(" in (block.source or "")
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

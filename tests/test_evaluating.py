@@ -3,8 +3,11 @@ import copy
 import gc
 import inspect
 import io
+import os
 import pickle
+import signal
 import threading
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -916,3 +919,34 @@ def test_without_overrides_each_module_is_free_once_nobody_holds_it(made, data):
             held = {id(part) for scope in opened for part in scope._modules[0].modules()}
             for module, flag in zip(plain, before, strict=True):
                 assert module.training is (flag and id(module) not in held)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_while_a_scope_opens_can_open_its_own():
+    """A fork amid another thread's train() override does not leave the child hanging."""
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        def train(self, mode=True):
+            if not mode:
+                entered.set()
+                leave.wait(5)
+            return super().train(mode)
+
+    def work():
+        with evaluating(Slow()):
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    entered.wait(5)
+    threading.Timer(0.1, leave.set).start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork with threads, rightly
+        child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        with evaluating(nn.Linear(1, 1)):
+            os._exit(0)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0

@@ -229,3 +229,61 @@ def test_a_compiled_step_keeps_one_graph():
             return double(x)
 
     assert step(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_a_scope_of_another_thread_is_not_the_blocks_doing():
+    """Eval scopes that open or close meanwhile elsewhere are no leak, and stay undisturbed."""
+    net = model()
+    scope = gradguard.evaluating(net)
+    with leak_check(net):
+        scope.__enter__()
+    assert not net.training
+    with leak_check(net):
+        scope.__exit__(None, None, None)
+    assert net.training
+
+
+def test_flags_left_changed_under_an_open_scope_are_put_back_at_its_end():
+    """What the block changes beneath a scope that it opens and closes itself is still found."""
+    net = model()
+    with pytest.raises(GradLeakError), leak_check(net):
+        with gradguard.evaluating(net):
+            pass
+        net[1].eval()
+    assert net[1].training
+
+
+def test_a_module_removed_meanwhile_hides_nothing():
+    """A changed submodule that was removed is named by its type; the body's exception comes out."""
+    net = model()
+    with pytest.raises(KeyError, match="mine") as caught, leak_check(net):
+        net[1].eval()
+        net[1] = nn.Identity()
+        raise KeyError("mine")
+    assert "Dropout (removed since)" in caught.value.__notes__[0]
+
+
+def test_an_exit_in_another_thread_or_without_entry():
+    """A block that ends in another thread hides no exception; an exit alone is a clear error."""
+
+    def body():
+        with leak_check(model()):
+            yield
+            raise KeyError("mine")
+
+    steps = body()
+    next(steps)
+    caught = []
+
+    def end():
+        try:
+            next(steps)
+        except KeyError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
+    assert len(caught) == 1
+    with pytest.raises(RuntimeError, match="this leak_check is not open"):
+        leak_check().__exit__(None, None, None)

@@ -1,5 +1,6 @@
 """watch_training: what it finds at a step, what it leaves alone, and that it leaves no trace."""
 
+import contextlib
 import copy
 import sys
 import warnings
@@ -364,3 +365,35 @@ def test_several_findings_come_in_one_error():
     assert "none of the 6" in str(found[0])
     assert "eval mode" in str(found[0])
     assert "steps in eval mode: 1" in watch.report()
+
+
+def test_a_layer_replaced_after_the_optimizer_was_made():
+    """Parameters that the optimizer holds and the model has no longer are named as such."""
+    model, optimizer, watch = make(on_violation=(found := []).append)
+    model[2] = nn.Linear(3, 1)
+    for _ in range(2):
+        step(model, optimizer)
+    assert "holds parameters that are the model's no longer" in str(found[0])
+    assert "2.weight" in str(found[0])
+    assert len(found) == 2
+    assert "steps with parameters that are not the model's: 2" in watch.report()
+
+
+def test_the_same_line_under_another_guard_is_looked_at_again():
+    """A line that was harmless under a guard held in a variable is judged anew without it."""
+    model, optimizer, _ = make()
+    backward(model)
+    try:
+        with pytest.raises(GradModeError, match="left switched"):
+            for guard in (torch.no_grad(), contextlib.nullcontext()):
+                if isinstance(guard, contextlib.nullcontext):
+                    leave_grad_off()
+                with guard:
+                    optimizer.step()
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def test_no_step_is_said():
+    """A watch that saw no step says so, rather than that nothing was found."""
+    assert "no optimizer step was seen" in make()[2].report()

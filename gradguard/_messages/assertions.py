@@ -22,10 +22,11 @@ _TO_INFER = (
 
 def grad_off(*, grad: bool, inference: bool, where: Sequence[str]) -> str:
     if inference:
-        what = "inference mode is on (is_grad_enabled() is {grad}, but nothing is recorded inside)"
+        but = "is_grad_enabled() is True, but nothing" if grad else "nothing"
+        what = f"inference mode is on ({but} is recorded inside)"
     else:
         what = "grad mode is off"
-    return _joined(f"assert_grad_enabled: {what.format(grad=grad)}.", where, _TO_RECORD)
+    return _joined(f"assert_grad_enabled: {what}.", where, _TO_RECORD)
 
 
 def grad_on(*, where: Sequence[str]) -> str:

@@ -27,6 +27,13 @@ def not_a_module(kind: str) -> str:
     )
 
 
+def not_entered() -> str:
+    return (
+        "this leak_check is not open, so it cannot be exited: it was never entered, or was exited "
+        "already. Use `with gradguard.leak_check():`, which does both."
+    )
+
+
 def left_changed(
     subject: str,
     before: State,

@@ -66,6 +66,17 @@ def inference(step: int, every: Sequence[Names], found: Mapping[str, Sequence[Na
     return listed([first], sections)
 
 
+def stale(step: int, names: Sequence[Names]) -> str:
+    first = (
+        f"{_TRAINING.format(step=step)}the optimizer holds parameters that are the model's no "
+        "longer, so what has replaced them is not trained."
+    )
+    todo = (
+        "make the optimizer after the model has its final layers, or add_param_group the new ones."
+    )
+    return listed([first], [Section("Replaced since", names, names, todo)])
+
+
 def eval_mode(step: int, model: str) -> str:
     return (
         f"{_TRAINING.format(step=step)}the {model} is in eval mode, though it was in train mode "
@@ -87,6 +98,7 @@ def mode_left(step: int, wanted: str, now: str, where: Sequence[str]) -> str:
 
 _KINDS = {
     "empty": "steps without any gradient",
+    "stale": "steps with parameters that are not the model's",
     "missing": "steps with parameters long without a gradient",
     "inference": "steps with inference tensors",
     "eval": "steps in eval mode",
@@ -95,6 +107,8 @@ _KINDS = {
 
 
 def training_report(steps: int, counts: Mapping[str, int]) -> str:
+    if not steps:
+        return "watch_training: no optimizer step was seen (compiled ones are not)"
     lines = [f"watch_training: {steps} optimizer steps"]
     lines += [f"  {_KINDS[kind]}: {count}" for kind, count in counts.items() if count]
     return "\n".join(lines if len(lines) > 1 else [f"{lines[0]}, nothing found"])
