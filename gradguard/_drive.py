@@ -55,7 +55,7 @@ class Body(Boundary):
     It starts in the mode of its first resumer, or in what `guard` makes of that.
     """
 
-    __slots__ = ("_autocast", "_base", "_guard", "_mode", "_opened", "_outside", "_top")
+    __slots__ = ("_autocast", "_base", "_guard", "_holds", "_mode", "_opened", "_outside", "_top")
 
     def __init__(self, guard: Guard | None = None) -> None:
         self._guard = guard
@@ -63,6 +63,7 @@ class Body(Boundary):
         self._opened: tuple[Opened, ...] = ()  # outermost first
         self._base: Link | None = None  # on which the body's own links lie
         self._top: Link | None = None
+        self._holds = False  # whether a token is among them: it brings back an earlier step's state
         self._autocast = False
 
     def resume(self) -> None:
@@ -74,7 +75,7 @@ class Body(Boundary):
             self.grad = INFERENCE_OFF.inside(GradState(found, outside)).grad_enabled
         else:
             grad, inference = mode
-            if inference is not outside:
+            if self._holds or inference is not outside:
                 self._autocast = is_any_autocast_enabled()
                 token = enter_inference(inference)
             set_grad(grad)
@@ -89,7 +90,9 @@ class Body(Boundary):
     def suspend(self) -> None:
         """Bring back the resumer's mode and guards, keeping the body's."""
         self._mode = is_grad_enabled(), is_inference_mode_enabled()
-        self._opened, base = self._split()
+        opened, base = self._split()
+        if opened is not self._opened:
+            self._opened, self._holds = opened, bool(_tokens(opened))
         self._leave(base)
 
     def finish(self) -> None:

@@ -131,7 +131,9 @@ def _rewind(above: list[Link], modes: list[bool], below: "Link | None") -> "Link
     top = below
     for (guard, found, old, _), mode in zip(reversed(above), reversed(modes), strict=True):
         grad, token = found, None
-        if old is not None or isinstance(guard, Boundary):
+        # A guard that found recording possible may now lie in inference mode, and must leave it.
+        leaves = guard.grad is not False and mode is not is_inference_mode_enabled()
+        if old is not None or leaves or isinstance(guard, Boundary):
             set_grad(bool(found))  # a token brings back the grad mode in which it was made
             grad = found or (None if is_inference_mode_enabled() else False)
             token = enter_inference(mode)

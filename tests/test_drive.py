@@ -8,7 +8,6 @@ import sys
 import threading
 import traceback
 import types
-import warnings
 import weakref
 
 import pytest
@@ -65,9 +64,9 @@ def step(awaitable, feed=None):
     """Run an awaitable to its end, over all its suspensions."""
     iterator = awaitable.__await__()
     try:
-        value = iterator.send(None)
+        iterator.send(None)
         while True:
-            value = iterator.send(feed)
+            iterator.send(feed)
     except StopIteration as stop:
         return stop.value
     finally:
@@ -97,7 +96,7 @@ def react(log, got):
 def outcome_of_exit(log, at_exit):
     log.append("exit")
     if at_exit == "raise":
-        raise LookupError("at exit")
+        raise LookupError
     return at_exit == "return"
 
 
@@ -388,7 +387,6 @@ def each_step(kind, decorate, body):
 
     `body` is a generator function that yields what each kind hands out.
     """
-
     if kind == "generator":
         running = decorate(body)()
         return lambda: next(running, None)

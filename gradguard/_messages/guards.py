@@ -1,5 +1,11 @@
 """What a guard or a decorator says when it is used wrongly."""
 
+from gradguard._messages.listing import one_line
+
+_AS_DECORATOR = {
+    "inference_mode": "inference_mode()",
+    "set_grad_enabled": "set_grad_enabled(False)",
+}
 _USE_WITH = "Use `with`, which exits each guard in the block and the thread that entered it."
 
 
@@ -22,7 +28,10 @@ def not_open(guard: str, open_guards: list[str]) -> str:
 
 
 def mode_not_bool(guard: str, mode: str, kind: str) -> str:
-    return f"{guard}(mode) takes True or False, not {mode} of type {kind}."
+    return (
+        f"{guard}(mode) takes True or False, not {one_line(mode)} of type {kind}. To decorate a "
+        f"function, write @{_AS_DECORATOR[guard]}."
+    )
 
 
 def cannot_decorate_class(guard: str, name: str) -> str:
@@ -34,7 +43,8 @@ def cannot_decorate_class(guard: str, name: str) -> str:
 
 def cannot_decorate(guard: str, value: str, kind: str) -> str:
     return (
-        f"{guard} cannot decorate {value} of type {kind}, which is not callable. Decorate a "
-        "function, a method, a classmethod, staticmethod or property, or an object with __call__; "
+        f"{guard} cannot decorate {one_line(value)} of type {kind}, which is not callable. "
+        "Decorate a function, a method, a classmethod, staticmethod or property, or an object "
+        "with __call__; "
         f"to switch the mode for a block, write `with {guard}:`."
     )
