@@ -120,7 +120,7 @@ def test_frozen_later():
     """A model that is trained, then frozen and put in eval mode while another is trained."""
     first, second = Net(), nn.Linear(2, 2)
     optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()])
-    train(nn.Sequential(first, second), optimizer)
+    train(lambda given: second(first(given)), optimizer)
     first.eval().requires_grad_(requires_grad=False)
     for _ in range(2):
         optimizer.zero_grad()

@@ -162,9 +162,10 @@ def test_thread_that_goes_on():
         thread.start()
         inside.wait()
 
-    assert found_in(program) == []
+    found = found_in(program)
     leave.set()
     thread.join()
+    assert found == []
 
 
 def test_empty_step():
@@ -264,6 +265,31 @@ def test_gradient_later():
         trained(model, optimizer, 1)
 
     assert found_in(program) == []
+
+
+def test_frozen_before_the_end():
+    """A parameter that was frozen meanwhile has not taken part in the whole run."""
+
+    def program():
+        model = Net()
+        model.cut = True
+        _, optimizer = trained(model)
+        model.body.requires_grad_(requires_grad=False)
+        trained(model, optimizer)
+
+    assert found_in(program) == []
+
+
+def test_inference_tensors_that_are_not_trained():
+    """A model that serves, made in inference mode, is not one that is trained."""
+
+    def program():
+        with torch.inference_mode():
+            model = Net().eval()
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+            model(torch.randn(6, 4))
+
+    assert found_in(program, crashed=True) == []
 
 
 def test_inference_tensors_given_to_an_optimizer():
