@@ -1,5 +1,7 @@
-"""The four parts of the demo: a training, its predictions, and a fault, unwatched and watched."""
+"""The parts of the demo: a training, its predictions, and a fault, unwatched, watched and found."""
 
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 
@@ -14,7 +16,7 @@ _PROMPT, _LENGTH = "The ", 280
 
 
 def show(screen: Screen) -> None:
-    """Show all four."""
+    """Show all five."""
     # For so small a model one thread is as fast as two; where other programs keep the cores busy,
     # two wait for each other, and it took 20 times as long.
     torch.set_num_threads(1)
@@ -24,6 +26,7 @@ def show(screen: Screen) -> None:
     _predict(screen, training.model)
     _fail_unwatched(screen)
     _fail_watched(screen)
+    _find(screen)
 
 
 def _introduce(screen: Screen, training: Training) -> None:
@@ -68,6 +71,15 @@ def _fail_watched(screen: Screen) -> None:
         screen.line(fronts.demo_stopped("".join(traceback.format_exception_only(error))))
     finally:
         set_grad_enabled(True)
+
+
+def _find(screen: Screen) -> None:
+    command = ["-m", "gradguard", "run", "-m", "gradguard._demo_script"]
+    screen.line(fronts.demo_run(" ".join(["python", *command])))
+    done = subprocess.run(  # noqa: S603 (this very interpreter)
+        [sys.executable, *command], stderr=subprocess.PIPE, text=True, check=True
+    )
+    screen.line(fronts.demo_found(done.stderr))
 
 
 def _table(screen: Screen, rows: Iterable[Row]) -> list[Row]:

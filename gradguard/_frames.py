@@ -58,7 +58,9 @@ def _directories() -> Iterator[str]:
 
 def is_ours(module: object) -> bool:
     """Tell whether a module is part of gradguard; its demo stands for a user's script."""
-    return type(module) is str and module.startswith("gradguard.") and module != "gradguard._demo"
+    if type(module) is not str or module.startswith("gradguard._demo"):
+        return False
+    return module.startswith("gradguard.")
 
 
 def module_of(frame: FrameType) -> str:

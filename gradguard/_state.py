@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from torch.compiler import is_dynamo_compiling as is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling as is_dynamo_compiling  # noqa: PLC0414 (for mypy)
 
 is_grad_enabled = torch.is_grad_enabled
 is_inference_mode_enabled = torch.is_inference_mode_enabled

@@ -40,7 +40,8 @@ def watch_training(
     No gradient means that ``grad`` is None: gradients zeroed in place, or stale ones, cannot be
     told from new ones. Parameters with no elements, and those that the optimizer does not hold,
     are left out; a step that `torch.compile` has compiled is not seen. With a closure the checks
-    run after the step, without one before the update. Works under any loop (plain, Lightning, transformers, accelerate, ignite), with gradient
+    run after the step, without one before the update. Works under any loop (plain, Lightning,
+    transformers, accelerate, ignite), with gradient
     accumulation, a GradScaler that skips steps, and parameter groups added later; for several
     optimizers, make one watch for each.
 

@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(finished):
-    """The introduction and the four parts, by number."""
+    """The introduction and the five parts, by number."""
     return re.split(r"^\d\. ", finished.stdout, flags=re.MULTILINE)
 
 
@@ -64,7 +64,7 @@ def test_plain_lines(finished, parts):
 
 def test_introduction(parts):
     """It says what is trained on what."""
-    assert len(parts) == 5
+    assert len(parts) == 6
     assert re.search(r"a GRU of \d\d,\d{3} parameters", parts[0])
     assert re.search(r"1\d\d,\d{3} characters of Python's own language reference", parts[0])
     assert torch.__version__ in parts[0]
@@ -226,3 +226,11 @@ def test_whatever_the_encoding():
     stream = io.TextIOWrapper(bottom, encoding="ascii")
     Screen(stream).line("café")
     assert bottom.getvalue().split() == [rb"caf\xe9"]
+
+
+def test_the_front_names_the_line(parts):
+    """The last part runs the fault's program under `run`, which names the line that did it."""
+    assert "$ python -m gradguard run -m gradguard._demo_script" in parts[5]
+    said = " ".join(parts[5].replace("|", " ").split())
+    assert re.search(r"mode-leak, once: \S+_demo_model\.py:\d+ in validate", said)
+    assert "torch.set_grad_enabled(False)" in said

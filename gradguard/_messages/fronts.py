@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from gradguard._demo_model import Row
 
 DESCRIPTION = "Find and prevent wrong grad modes in PyTorch programs."
-DEMO_HELP = "see the guards on a small language model, then a fault, unwatched and watched"
+DEMO_HELP = "see the guards on a small language model, then a fault: unwatched, watched and found"
 DEMO_DESCRIPTION = (
     "Trains a small character-level language model on text that Python itself ships, streams what "
     "it writes, and shows what a forgotten grad mode does to the same training: nobody is told, "
-    "until an assertion stops it. Takes a few seconds and needs no network."
+    "until an assertion stops it, or `run` finds it. Takes a few seconds and needs no network."
 )
 
 
@@ -86,6 +86,15 @@ def demo_stopped(error: str) -> str:
     """``error`` is the whole error, with its name."""
     wrapped = "\n".join(map(_wrapped, error.splitlines()))
     return f"\n   Stopped at the start of the next step:\n\n{wrapped}\n"
+
+
+def demo_run(command: str) -> str:
+    return f"\n5. The program of part 3, not edited, under another command:\n\n   $ {command}\n"
+
+
+def demo_found(report: str) -> str:
+    """Show the report of `run`; ``report`` is what it wrote."""
+    return "\n".join(map(_wrapped, report.strip().splitlines())) + "\n"
 
 
 def _wrapped(line: str) -> str:
