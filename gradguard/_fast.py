@@ -12,6 +12,7 @@ from gradguard._kinds import Guard
 from gradguard._stack import fast, thread
 from gradguard._state import (
     enter_inference,
+    exit_inference,
     is_dynamo_compiling,
     is_grad_enabled,
     is_inference_mode_enabled,
@@ -88,7 +89,7 @@ def under_inference(
         finally:
             if cell[0] is link:
                 cell[0] = below
-                token.__exit__(None, None, None)
+                exit_inference(token, None, None, None)
             else:
                 guard.__exit__()  # the body has closed or left open a guard
         if result is not None and type(result) is not ordinary:

@@ -22,21 +22,22 @@ _DEEPEST = 1000
 class Deed(NamedTuple):
     """What a switch was part of.
 
-    `key` is the same for the entry and the exit of a guard. It does not hold the guard: a token of
-    inference mode that is dropped switches the mode. With the type beside the id, a new object at
-    the place of a dropped one is seldom taken for it.
+    `key` is the same for the entry and the exit of a guard: its id, as the guard must not be kept
+    alive (a token of inference mode that is dropped switches the mode). Where a new guard has the
+    id of one that was dropped, the modes before and after tell them apart.
     """
 
     role: Role
-    key: tuple[type, int] | None = None
+    key: int | None = None
 
     @classmethod
     def by(cls, role: Role, owner: object) -> "Deed":
         """Return what `owner` (a guard, a token, the link of a decorated call) does."""
-        return cls(role, (type(owner), id(owner)))
+        return cls(role, id(owner))
 
 
-_CALL = Deed(Role.CALL)
+def _as_call(deed: Deed) -> Deed:
+    return deed if deed.role is Role.CALL else Deed(Role.CALL)
 
 
 class _Opened(NamedTuple):
@@ -77,18 +78,21 @@ class Opened:
         """Open or close switches; `record` is None where the mode did not change."""
         call, self._call = self._call, None
         before = after if record is None else record.switch.before
-        opened = _Opened(deed, before, record)
         if deed.role is Role.ENTRY:
+            opened = _Opened(deed, before, record)
             if record is None and call is not None and call[0].deed.key == deed.key:
                 opened = self._reopen(*call)
             self._open(opened)
-        elif deed.role is Role.EXIT:
-            self._exit(opened, after, now)
+        elif deed.role is Role.EXIT and (at := self._entry_of(deed, after)) is not None:
+            self._close(at, now)
         elif record is not None:
-            at = self._innermost(after, within_block=True)
-            self._call = opened, self._close(at, now)
-            if at is None:
-                self._open(opened)
+            self._follow_call(_Opened(_as_call(deed), before, record), after, now)
+
+    def _follow_call(self, opened: _Opened, after: "GradState", now: int) -> None:
+        at = self._innermost(after, within_block=True)
+        if at is None:
+            self._open(opened)
+        self._call = opened, [] if at is None else self._close(at, now)
 
     def _reopen(self, call: _Opened, taken_back: list[_Opened]) -> _Opened:
         """Undo a call that made a `set_grad_enabled`, to take it for the entry of its ``with``."""
@@ -98,21 +102,21 @@ class Opened:
             self._open(opened)
         return call._replace(deed=Deed(Role.ENTRY, call.deed.key))
 
-    def _exit(self, opened: _Opened, after: "GradState", now: int) -> None:
-        """Close the block and all in it.
+    def _entry_of(self, deed: Deed, after: "GradState") -> int | None:
+        """Return the index of the block that this exit ends.
 
-        That may change nothing: ``with no_grad():`` whose body has switched grad on. An exit
-        without an entry (made before the trace, or out of order) takes back what it can.
+        It may have changed nothing and yet ends all that is in it: ``with no_grad():`` whose body
+        has switched grad on. Without an entry (made before the trace, out of order, or of a
+        decorated call that had nothing to switch) an exit is as good as a call.
         """
-        key = opened.deed.key
-        at = self._innermost(after, key=key)
-        if at is None and opened.record is not None:
-            at = self._innermost(after)
-            if at is None:
-                self._open(opened._replace(deed=_CALL))
-        if at is None:  # the block is over, and what it switched was left
-            self._stack = [o._replace(deed=_CALL) if o.deed.key == key else o for o in self._stack]
-        self._close(at, now)
+        at = self._innermost(after, key=deed.key)
+        if at is None:  # the block is over, but what it switched was left
+            self._stack = [
+                opened._replace(deed=_as_call(deed)) if opened.deed.key == deed.key else opened
+                for opened in self._stack
+                if opened.deed.key != deed.key or opened.record is not None
+            ]
+        return at
 
     def _innermost(
         self, before: "GradState", *, key: Any = None, within_block: bool = False
@@ -134,10 +138,8 @@ class Opened:
             opened.record.opens, opened.record.closed = True, None
             self._alive[opened.record.number] = opened.record
 
-    def _close(self, at: int | None, now: int) -> list[_Opened]:
+    def _close(self, at: int, now: int) -> list[_Opened]:
         """Close all from there on; return them."""
-        if at is None:
-            return []
         closed, self._stack[at:] = self._stack[at:], []
         for opened in closed:
             if opened.record is not None:

@@ -103,18 +103,20 @@ _REBOUND: list[tuple[object, object]] = [
     (_OURS.original, _OURS),
     (_state.set_inference, _function(_state.set_inference)),
     (_state.put_back, _function(_state.put_back)),
+    (_state.exit_inference, _method(_state.exit_inference, Role.EXIT)),
 ]
 
 
-def start(ring: deque[Record]) -> Tracker:
-    """Have every switch from now on recorded in `ring`, too."""
+def start(ring: deque[Record]) -> tuple[Tracker, int]:
+    """Have every switch from now on recorded in `ring`, too; return the last number before."""
     with _lock:
         tracker = _tracker.current
         if tracker is None:
             tracker = _tracker.current = Tracker()
             _replace_all()
+        before = tracker.latest
         tracker.rings = (*tracker.rings, ring)
-        return tracker
+        return tracker, before
 
 
 def stop(ring: deque[Record]) -> None:

@@ -4,7 +4,7 @@ Everything is bound once, at import: a project may rebind ``torch.no_grad`` and 
 gradguard's, and a look-up at run time would then find gradguard itself and recurse.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -44,6 +44,10 @@ def _construction_enters() -> bool:
 # told which state to bring back. In 2.6 to 2.13 constructing the C object enters the mode and its
 # `__enter__` does nothing, so calling it (80 of 420 ns) is left out where that holds.
 enter_inference = torch._C._InferenceMode if _construction_enters() else _enter_in_two_calls  # noqa: SLF001
+
+# The function behind the tokens' `__exit__`, called with the token: binding it costs 30 ns.
+_exit = torch._C._InferenceMode.__exit__  # noqa: SLF001
+exit_inference: Callable[..., None] = getattr(_exit, "__func__", _exit)
 
 
 def set_inference(mode: bool, spent: Sequence[InferenceToken] = ()) -> None:

@@ -68,8 +68,7 @@ class Trace:
         self._ring: deque[Record] = deque(maxlen=limit)
         self._left: list[Record] | None = None
         self._end = 0
-        self._tracker = _patches.start(self._ring)
-        self._before = self._tracker.latest
+        self._tracker, self._before = _patches.start(self._ring)
 
     def __iter__(self) -> Iterator[Switch]:
         return iter([record.switch for record in self._records()])
@@ -84,12 +83,13 @@ class Trace:
         records = self._records()
         still_open = {record.number for record in self._open()}
         newest = len(records) - _MOST_ROWS
+        recorded = records[-1].number - self._before if records else 0
         shown = [r for at, r in enumerate(records) if at >= newest or r.number in still_open]
         return table(
             [_row(record.switch) for record in shown],
             [record.number in still_open for record in shown],
             hidden=len(records) - len(shown),
-            dropped=records[-1].number - self._before - len(records) if records else 0,
+            dropped=max(recorded - len(records), 0),
         )
 
     def left_switched(self) -> list[Switch]:

@@ -1223,6 +1223,25 @@ def test_a_body_that_closes_its_resumers_guard(name, suspended, around):
 
 
 @pytest.mark.filterwarnings("ignore::gradguard.GradModeWarning")
+def test_a_body_that_closes_the_inference_block_in_which_it_began():
+    """The body stays in inference mode, and the resumer is where the block began, with grad off."""
+
+    @gradguard.no_grad
+    def generator():
+        gradguard.inference_mode().__exit__(None, None, None)
+        yield grad_state()
+        yield grad_state()
+
+    with gradguard.no_grad():
+        gradguard.inference_mode().__enter__()
+        running = generator()
+        assert next(running) == INFERENCE
+        assert grad_state() == NO_GRAD
+    assert next(running) == INFERENCE
+    running.close()
+
+
+@pytest.mark.filterwarnings("ignore::gradguard.GradModeWarning")
 def test_a_body_that_closes_its_own_guard():
     """It is in the mode of its first resumer then, to its end."""
 

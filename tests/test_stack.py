@@ -136,6 +136,18 @@ def test_tokens_are_remade_above_a_closed_inference_block():
         assert grad_state() == NO_GRAD
 
 
+def test_recording_goes_on_when_what_had_left_inference_mode_is_closed():
+    """A guard that turns recording on leaves inference mode, also where it comes to lie in it."""
+    on = gradguard.set_grad_enabled(True)
+    with gradguard.inference_mode():
+        gradguard.enable_grad().__enter__()
+        with on:
+            with pytest.warns(GradModeWarning):
+                leave(gradguard.enable_grad())
+            assert grad_state() == GRAD
+        assert grad_state() == INFERENCE
+
+
 def test_nothing_changes_when_nothing_is_open():
     """The refusal comes before anything is touched: chain and mode are as they were."""
     with gradguard.inference_mode(), gradguard.enable_grad():

@@ -167,3 +167,11 @@ def test_is_any_autocast_enabled():
     assert not torch._C._is_any_autocast_enabled()
     with torch.autocast("cpu"), torch.inference_mode():
         assert torch._C._is_any_autocast_enabled()
+
+
+def test_the_function_behind_a_tokens_exit():
+    """torch's token still has a plain function behind its `__exit__`, which ends it as that does."""
+    assert _state.exit_inference is not torch._C._InferenceMode.__exit__
+    token = _state.enter_inference(True)
+    _state.exit_inference(token, None, None, None)
+    assert not torch.is_inference_mode_enabled()

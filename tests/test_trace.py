@@ -25,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 import gradguard
 from gradguard import GradModeError, GradState, _patches, _state, _tracker, grad_state
-from gradguard._kinds import Guard
+from gradguard._drive import Body
+from gradguard._kinds import INFERENCE_ON, Guard
 from gradguard._messages.trace import bad_limit, mode, origin, table
 from gradguard._trace import Trace, trace
 from gradguard._tracker import recorded_origin, snapshot
@@ -101,6 +102,7 @@ def test_each_guard_records_its_entry_and_its_exit(library, name, mode, before, 
         with getattr(library, name)(*mode):
             expected = line(-1)
         assert grad_state() == before
+        assert _tracker.current.thread.opened.last() is None
     assert changes(found) == [(before, after), (after, before)]
     assert lines(found) == [expected] * 2
     (switch, _) = found
@@ -191,6 +193,36 @@ def test_suspended_bodies_are_switches_of_the_line_that_resumes_them():
     assert outside[1] == (OFF, ON)  # once, though it takes two settings
     assert found.left_switched() == []
     assert sum(switch.function == "main" for switch in found) == 4
+
+
+def test_guard_that_sets_both_flags_is_one_switch():
+    """What a guard passes through on its way is not recorded."""
+    with gradguard.no_grad(), gradguard.inference_mode():
+        with trace() as found, gradguard.inference_mode(False):
+            pass
+    assert changes(found) == [(INFERENCE, OFF), (OFF, INFERENCE)]
+
+
+def test_mode_put_back_by_gradguard_is_one_switch():
+    """As by `leak_check`, which must leave inference mode by several tokens."""
+    guard = torch.inference_mode()
+    with trace() as found:
+        with torch.no_grad(), pytest.raises(gradguard.GradLeakError), gradguard.leak_check():
+            guard.__enter__()
+        assert found.left_switched() == []
+    assert changes(found) == [(ON, OFF), (OFF, INFERENCE), (INFERENCE, OFF), (OFF, ON)]
+    guard.__exit__(None, None, None)
+
+
+def test_dropped_suspended_body_switches_nothing():
+    """Its tokens are used up, which passes through other modes."""
+    body = Body(INFERENCE_ON)
+    body.resume()
+    body.suspend()
+    with torch.inference_mode(), trace() as found:
+        del body
+        assert grad_state() == INFERENCE
+    assert list(found) == []
 
 
 def test_inference_token_made_before_the_trace_is_seen_to_exit():
@@ -366,6 +398,11 @@ def test_call_switches_back_an_earlier_call():
         assert len(found.left_switched()) == 1
         torch._C._set_grad_enabled(True)
         assert found.left_switched() == []
+        torch.set_grad_enabled(False)
+        with torch.no_grad():
+            torch.set_grad_enabled(True)
+        torch.set_grad_enabled(True)
+        assert found.left_switched() == []
 
 
 @pytest.mark.parametrize("library", [torch, gradguard], ids=["torch", "gradguard"])
@@ -391,6 +428,22 @@ def test_call_in_a_block_does_not_take_back_what_lies_around_the_block():
             assert recorded_origin(OFF).startswith(f"{HERE}:{leak + 3} ")
         assert recorded_origin(OFF).startswith(f"{HERE}:{leak} ")
     assert len(found.left_switched()) == 1
+
+
+@pytest.mark.parametrize("decorate", [gradguard.no_grad, gradguard.inference_mode(mode=True)])
+def test_call_in_a_decorated_function_does_not_take_back_its_guard(decorate):
+    """A decorated call is a block too."""
+
+    @decorate
+    def body():
+        torch.set_grad_enabled(True)
+        expected = line(-1)
+        assert recorded_origin(grad_state()).startswith(f"{HERE}:{expected} ")
+        assert len(found.left_switched()) == 2
+
+    with trace() as found:
+        body()
+        assert found.left_switched() == []
 
 
 def test_guard_made_where_another_was_dropped_is_not_taken_for_it():
@@ -494,18 +547,15 @@ def test_dropped_inference_guard_is_dropped_as_without_a_trace():
     assert dead() is None
 
 
-class Model:
-    """Random programs of nested blocks, with calls in them, and what is left open of them."""
-
-    LIBRARIES = (torch, gradguard)
-    BLOCKS = (
-        ("no_grad", ()),
-        ("enable_grad", ()),
-        ("set_grad_enabled", (True,)),
-        ("set_grad_enabled", (False,)),
-        ("inference_mode", ()),
-        ("inference_mode", (False,)),
-    )
+LIBRARIES = (torch, gradguard)
+BLOCKS = (
+    ("no_grad", ()),
+    ("enable_grad", ()),
+    ("set_grad_enabled", (True,)),
+    ("set_grad_enabled", (False,)),
+    ("inference_mode", ()),
+    ("inference_mode", (False,)),
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -516,7 +566,7 @@ def test_whatever_is_nested_is_recorded_and_closed(seed, leak_first):
 
     def run(depth):
         for _ in range(chance.randint(0, 3)):
-            library, (name, mode) = chance.choice(Model.LIBRARIES), chance.choice(Model.BLOCKS)
+            library, (name, mode) = chance.choice(LIBRARIES), chance.choice(BLOCKS)
             if chance.random() < 0.2:
                 library.set_grad_enabled(chance.random() < 0.5)
             elif depth and chance.random() < 0.3:
@@ -536,8 +586,10 @@ def test_whatever_is_nested_is_recorded_and_closed(seed, leak_first):
             run(3)
         assert grad_state() == before
         left = [switch.lineno for switch in found.left_switched()]
+        last = _tracker.current.thread.opened.last()
     torch.set_grad_enabled(True)
     assert left == ([leak] if leak_first else [])
+    assert (last is not None) == leak_first
     steps = changes(found)
     assert all(one != two for one, two in steps)
     assert all(one[1] == two[0] for one, two in itertools.pairwise(steps))
@@ -560,6 +612,31 @@ def test_ring_keeps_the_newest_and_the_still_open():
     assert [switch.lineno for switch in found.left_switched()] == [leak]
     assert "96 older ones not kept" in str(found)
     assert "5 switches of the mode; * never switched back: 1;" in str(found)
+
+
+def test_blocks_that_are_never_left_do_not_pile_up(monkeypatch):
+    """Guards entered again and again, without an exit, that switch nothing."""
+    monkeypatch.setattr("gradguard._opened._DEEPEST", 8)
+    with trace() as found:
+        for _ in range(100):
+            torch.no_grad().__enter__()
+        assert len(_tracker.current.thread.opened._stack) <= 8
+        assert len(found.left_switched()) == 1
+        torch.set_grad_enabled(True)
+
+
+def test_one_torch_guard_entered_twice_is_what_left_grad_off():
+    """Its second entry forgets the mode that the first one found, so its exit brings back none."""
+    guard = torch.no_grad()
+    with trace() as found:
+        with guard:
+            first = line(-1)
+            with guard:
+                pass
+        assert grad_state() == OFF
+        assert recorded_origin(OFF).startswith(f"{HERE}:{first} ")
+        torch.set_grad_enabled(True)
+    assert found.left_switched() == []
 
 
 def test_what_ended_threads_left_is_bounded(monkeypatch):
@@ -588,6 +665,7 @@ def test_nested_traces_each_have_their_own_part():
     with trace() as outer:
         torch.set_grad_enabled(False)
         with trace(limit=10) as inner:
+            assert inner.left_switched() == []
             with torch.enable_grad():
                 pass
             torch.set_grad_enabled(True)
@@ -792,6 +870,22 @@ def test_chrome_trace_has_an_instant_a_switch_and_a_slice_a_span(tmp_path):
     }
     assert f"{Path(HERE).name}:{expected}" in outer["name"]
     assert (names[left["tid"]], left["dur"] > 0) == ("worker", True)
+
+
+def test_chrome_slices_end_where_switched_back_or_with_the_trace(tmp_path):
+    """A leak lasts through blocks that come after it, and not beyond the end of its trace."""
+    with trace():
+        with trace() as found:
+            torch.set_grad_enabled(False)
+            with torch.set_grad_enabled(True):
+                pass
+        found.export_chrome_trace(tmp_path / "open.json")
+        torch.set_grad_enabled(True)
+    found.export_chrome_trace(tmp_path / "closed.json")
+    events = json.loads((tmp_path / "open.json").read_text())["traceEvents"]
+    leak, block = (event for event in events if event["ph"] == "X")
+    assert leak["ts"] + leak["dur"] > block["ts"] + block["dur"]
+    assert events == json.loads((tmp_path / "closed.json").read_text())["traceEvents"]
 
 
 def test_chrome_trace_is_compressed_by_name_and_can_be_written_during_the_block(tmp_path):
