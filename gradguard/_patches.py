@@ -98,7 +98,7 @@ def _function(original: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-# Bound by name in gradguard's modules; the last two set more than once.
+# Bound by name in gradguard's modules; set_inference and put_back set more than once.
 _REBOUND: list[tuple[object, object]] = [
     (_OURS.original, _OURS),
     (_state.set_inference, _function(_state.set_inference)),
