@@ -1,9 +1,11 @@
 """The parts of the demo: a training, its predictions, and a fault, unwatched, watched and found."""
 
+import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -79,7 +81,8 @@ def _find(screen: Screen) -> None:
     done = subprocess.run(  # noqa: S603 (this very interpreter)
         [sys.executable, *command], stderr=subprocess.PIPE, text=True, check=True
     )
-    screen.line(fronts.demo_found(done.stderr))
+    here = f"{Path(__file__).parent.parent}{os.sep}"  # may be long, and says nothing
+    screen.line(fronts.demo_found(done.stderr.replace(here, "")))
 
 
 def _table(screen: Screen, rows: Iterable[Row]) -> list[Row]:

@@ -98,7 +98,14 @@ def demo_found(report: str) -> str:
 
 
 def _wrapped(line: str) -> str:
-    return fill(line, 79, initial_indent="   | ", subsequent_indent="   |   ")
+    return fill(
+        line,
+        79,
+        initial_indent="   | ",
+        subsequent_indent="   |   ",
+        break_long_words=False,  # paths, which a terminal can make links of
+        break_on_hyphens=False,
+    )
 
 
 def demo_heading() -> str:
