@@ -718,6 +718,23 @@ def test_leaving_inference_mode_in_a_body_resumed_elsewhere(off):
         assert next(running) == GRAD
 
 
+def test_leaving_inference_mode_in_a_body_begun_in_two_blocks():
+    """What surrounds the outer inference block, in which the body began, counts to its end."""
+
+    @gradguard.inference_mode
+    def generator():
+        yield
+        with gradguard.inference_mode(False):
+            yield grad_state()
+
+    for off in (True, False):
+        running = generator()
+        with gradguard.no_grad() if off else gradguard.enable_grad(), gradguard.inference_mode():
+            next(running)
+        assert next(running) == (NO_GRAD if off else GRAD)
+        running.close()
+
+
 # Dispatch state that is not the mode stays as it is for an undecorated body.
 
 
@@ -745,6 +762,25 @@ def test_autocast_in_a_body(kind, name, outside):
         assert [take() for _ in range(5)] == [[True], [True], [True], [True], [outside]]
         assert take() is None
         assert autocast() is outside
+    assert not autocast()
+
+
+@each_kind
+@pytest.mark.parametrize("name", ["no_grad", "inference"])
+def test_autocast_begun_in_a_later_step(kind, name):
+    """Autocast that a body switches on in any step is on in the next, and ends with its block."""
+
+    def body():
+        yield [autocast()]
+        yield [autocast()]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield [autocast()]
+            yield [autocast()]
+        yield [autocast()]
+
+    take = each_step(kind, DECORATORS[name][0], body)
+    assert [take() for _ in range(5)] == [[False], [False], [True], [True], [False]]
+    assert take() is None
     assert not autocast()
 
 
@@ -798,6 +834,24 @@ def test_a_dispatch_mode_around_some_steps(kind, inner):
 
 class Thing:
     pass
+
+
+def test_the_resumers_links_are_not_kept():
+    """A suspended body holds nothing of the chain on which it lay."""
+
+    @gradguard.inference_mode
+    def generator():
+        while True:
+            yield
+
+    running = generator()
+    next(running)
+    with gradguard.no_grad():
+        link = thread.cell[0]
+        before = sys.getrefcount(link)
+        next(running)
+        assert sys.getrefcount(link) == before
+    running.close()
 
 
 def test_yielded_and_sent_values_are_not_kept():
@@ -1239,6 +1293,63 @@ def test_a_body_that_closes_the_inference_block_in_which_it_began():
         assert grad_state() == NO_GRAD
     assert next(running) == INFERENCE
     running.close()
+
+
+@pytest.mark.filterwarnings("ignore::gradguard.GradModeWarning")
+def test_a_body_from_inference_mode_that_closes_its_later_resumers_guard():
+    """Where the body began does not come back to whoever resumes it now."""
+
+    @gradguard.enable_grad
+    def generator():
+        yield grad_state()
+        gradguard.no_grad().__exit__(None, None, None)
+        yield grad_state()
+
+    running = generator()
+    with gradguard.inference_mode():
+        next(running)
+    gradguard.no_grad().__enter__()
+    assert next(running) == GRAD
+    assert (grad_state(), guards()) == (GRAD, ())
+    running.close()
+
+
+@pytest.mark.filterwarnings("ignore::gradguard.GradModeWarning")
+def test_a_body_that_closes_its_resumers_guard_and_ends():
+    """What it still had open is closed with it, and nothing switches later."""
+
+    @gradguard.inference_mode
+    def generator():
+        yield
+        gradguard.enable_grad().__exit__(None, None, None)
+
+    running = generator()
+    with gradguard.no_grad():
+        next(running)
+    gradguard.enable_grad().__enter__()
+    assert next(running, None) is None
+    gc.collect()
+    assert (grad_state(), guards()) == (GRAD, ())
+
+
+@pytest.mark.filterwarnings("ignore::gradguard.GradModeWarning")
+def test_a_body_that_closes_its_resumers_guard_under_autocast():
+    """Autocast stays on, and the resumer is where that guard began."""
+
+    @gradguard.no_grad
+    def generator():
+        yield
+        gradguard.inference_mode().__exit__(None, None, None)
+        yield grad_state()
+
+    running = generator()
+    next(running)
+    with torch.autocast("cpu"):
+        gradguard.inference_mode().__enter__()
+        assert next(running) == NO_GRAD
+        assert (grad_state(), guards(), autocast()) == (GRAD, (), True)
+        running.close()
+        assert autocast()
 
 
 @pytest.mark.filterwarnings("ignore::gradguard.GradModeWarning")
