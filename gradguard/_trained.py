@@ -30,7 +30,7 @@ class Trained:
         self._steps += 1
         held = self._held_now()
         same = len(held) == len(self._held) and all(map(is_, held, self._held))
-        if not same or self._steps % _REFRESH == 0:
+        if not same or len(self._asked) < len(self.parameters) or self._steps % _REFRESH == 0:
             self._look_around(held)
         return self.parameters
 
@@ -58,6 +58,8 @@ class Trained:
         self.stale += [one.names for one in gone if id(one.parameter) in held_now]
         self._held = held
         self.parameters = [named[id(p)] for p in held if id(p) in named]
+        # A lazy parameter cannot be asked, and becomes an ordinary one without notice: as long as
+        # there is one, each step looks around.
         self._asked = [one.parameter for one in self.parameters if not is_lazy(one.parameter)]
         self._buffers = [
             (name, module._buffers)  # noqa: SLF001 (named_buffers at each step costs a percent)

@@ -397,3 +397,15 @@ def test_the_same_line_under_another_guard_is_looked_at_again():
 def test_no_step_is_said():
     """A watch that saw no step says so, rather than that nothing was found."""
     assert "no optimizer step was seen" in make()[2].report()
+
+
+def test_a_lazy_layer_that_is_born_while_it_is_watched():
+    """A lazy parameter that inference mode has made since the watch began is found at the step."""
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch_training(model, optimizer):
+        with torch.inference_mode():
+            model(torch.ones(1, 2))
+        backward(model)
+        with pytest.raises(GradModeError, match=r"inference tensors(.|\n)*\n  0\.weight\n"):
+            optimizer.step()
