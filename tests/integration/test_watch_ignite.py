@@ -86,7 +86,7 @@ def test_a_detached_layer_is_named():
         trainer.run(loader)
 
 
-def test_a_handler_that_leaves_grad_on_or_off_is_found():
+def test_a_handler_that_leaves_grad_off_is_found():
     """A handler that switches grad off, where the update turns it on for itself, is found."""
     model, optimizer, loader = make()
 
