@@ -970,7 +970,6 @@ def test_held(off):
 AFTERWARDS = """
 import sys
 import pytest
-from gradguard import _pytest_plugin
 code = pytest.main(["-p", "no:cacheprovider", "test_no_torch.py"])
 import torch
 print("code", int(code))
