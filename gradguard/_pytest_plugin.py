@@ -9,14 +9,12 @@ test, or an error of the tear-down. As any warning, it is an exception where ``f
 module switches while it is imported is not looked at: it holds for the session.
 """
 
-from collections.abc import Callable, Generator
-from functools import partial
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from gradguard._messages import plugin as messages
-from gradguard._pytest_report import Subject, of_fixture, of_test, report
 from gradguard._pytest_scopes import Leak, begin_session, end_session, enter, hold, leave
 
 _MODES = ("warn", "error", "off")
@@ -69,9 +67,9 @@ class Checks:
         try:
             result = yield
         except BaseException as error:
-            self._report(leave(scope), partial(of_test, item), error)
+            self._report(leave(scope), item, error=error)
             raise
-        self._report(leave(scope), partial(of_test, item))
+        self._report(leave(scope), item)
         return result
 
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -84,7 +82,7 @@ class Checks:
 
         def check(error: BaseException | None = None) -> None:
             __tracebackhide__ = True
-            self._report(leave(scope), partial(of_fixture, fixturedef, request), error)
+            self._report(leave(scope), request, fixturedef, error=error)
 
         fixturedef.addfinalizer(check)  # the first that is added is the last that runs
         try:
@@ -98,9 +96,13 @@ class Checks:
     def _report(
         self,
         leak: Leak | None,
-        subject: Callable[[], Subject],
+        of: Any,
+        fixturedef: pytest.FixtureDef[Any] | None = None,
+        *,
         error: BaseException | None = None,
     ) -> None:
         __tracebackhide__ = True
         if leak is not None and not isinstance(error, _STOPS):
-            report(leak, subject(), failing=self._mode == "error" and error is None)
+            from gradguard._pytest_report import report  # few runs need it, all would wait for it
+
+            report(leak, of, fixturedef, failing=self._mode == "error" and error is None)

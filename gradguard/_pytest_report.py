@@ -32,14 +32,14 @@ class Subject(NamedTuple):
     is_fixture: bool
 
 
-def of_test(item: pytest.Item) -> Subject:
+def _of_test(item: pytest.Item) -> Subject:
     """Name a test without its parameters: pytest shows warnings that are the same as one."""
     path, lineno, _ = item.reportinfo()
     name: str = getattr(item, "originalname", None) or item.name
     return Subject(name, item, Place(os.fspath(path), (lineno or 0) + 1, name), is_fixture=False)
 
 
-def of_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Subject:
+def _of_fixture(request: pytest.FixtureRequest, fixturedef: pytest.FixtureDef[Any]) -> Subject:
     """Name a fixture, or the setup_method and such that pytest has made one of."""
     name = fixture_name(fixturedef.argname, fixturedef.scope)
     code = getattr(inspect.unwrap(fixturedef.func), "__code__", None)
@@ -50,14 +50,27 @@ def of_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureReques
     return Subject(name, request.node, own, is_fixture=True)
 
 
-def report(leak: Leak, subject: Subject, *, failing: bool) -> None:
-    """Raise at the line of the switch, or warn there; nothing if the subject is marked.
+def report(
+    leak: Leak,
+    of: Any,
+    fixturedef: pytest.FixtureDef[Any] | None = None,
+    *,
+    failing: bool,
+) -> None:
+    """Raise at the line of the switch, or warn there; nothing for what is marked.
+
+    Args:
+        leak: what was left, and where it was switched.
+        of: the test item; the request where it is a fixture,
+        fixturedef: and the fixture.
+        failing: whether to raise whatever the filters for warnings say.
 
     Raises:
         GradLeakError: `failing` is True (a test marked ``xfail`` is warned about).
         GradModeWarning: warnings are errors.
     """
     __tracebackhide__ = True
+    subject = _of_test(of) if fixturedef is None else _of_fixture(of, fixturedef)
     marked = subject.node.get_closest_marker
     if marked("leaks_grad_mode") is not None:
         return
