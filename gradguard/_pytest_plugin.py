@@ -10,12 +10,13 @@ module switches while it is imported is not looked at: it holds for the session.
 """
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from gradguard._messages import plugin as messages
-from gradguard._pytest_scopes import Leak, begin_session, end_session, enter, hold, leave
+from gradguard._pytest_scopes import Leak, begin_session, end_session, enter, hold, leave, tear_down
 
 _MODES = ("warn", "error", "off")
 _STOPS = (KeyboardInterrupt, pytest.exit.Exception)  # these must reach pytest as they are
@@ -84,13 +85,14 @@ class Checks:
             __tracebackhide__ = True
             self._report(leave(scope), request, fixturedef, error=error)
 
-        fixturedef.addfinalizer(check)  # the first that is added is the last that runs
+        fixturedef.addfinalizer(check)  # what is added first runs last
         try:
             result = yield
         except BaseException as error:
             check(error)
             raise
         hold(scope)
+        fixturedef.addfinalizer(partial(tear_down, scope))
         return result
 
     def _report(

@@ -5,7 +5,7 @@ import linecache
 import os
 import warnings
 from types import CodeType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -78,10 +78,8 @@ def report(
     at = subject.place if leak.switch is None else Place(*leak.switch[:3])
     if failing and marked("xfail") is None:  # a failure that is expected anyway would hide it
         _raise_at(at, GradLeakError(text))
-    try:  # without a registry: each test is told, though the line may be the same
-        warnings.warn_explicit(text, GradModeWarning, at.filename, at.lineno)
-    except GradModeWarning as warning:
-        _raise_at(at, warning.with_traceback(None))
+    else:
+        _warn_at(at, text)
 
 
 def _text(leak: Leak, subject: Subject) -> str:
@@ -103,10 +101,18 @@ def _where(leak: Leak) -> str:
     return switched_at(origin(place(filename, lineno), function, source))
 
 
-def _raise_at(at: Place, error: Exception) -> NoReturn:
+def _warn_at(at: Place, text: str) -> None:
+    """Warn without a registry: each test is told, though the line may be the same."""
+    __tracebackhide__ = True
+    try:
+        warnings.warn_explicit(text, GradModeWarning, at.filename, at.lineno)
+    except GradModeWarning as warning:
+        _raise_at(at, warning)
+
+
+def _raise_at(at: Place, error: Exception) -> None:
     """Raise as if the line had: so pytest shows it, and editors go there."""
     __tracebackhide__ = True
     code = compile("raise error", at.filename, "exec")
     code = code.replace(co_firstlineno=at.lineno, co_name=at.function)
     exec(code, {"error": error})  # noqa: S102 (there is no other way to have a frame there)
-    raise AssertionError

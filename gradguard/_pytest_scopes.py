@@ -46,9 +46,8 @@ class Scope:
     __slots__ = ("_inference", "_opened", "before", "holds", "with_torch")
 
     def __init__(self) -> None:
-        torch_side = _torch_side()
-        self.with_torch = torch_side is not None
-        self.before = Found() if torch_side is None else torch_side.found()
+        self.with_torch = _torch_side() is not None
+        self.before = _found()
         self.holds = False  # whether a fixture's set-up has switched the mode until its tear-down
         self._inference: WeakKeyDictionary[Any, None] | None = None
         self._opened: Opened | None = None
@@ -101,8 +100,16 @@ def enter() -> Scope:
 
 def hold(scope: Scope) -> None:
     """End a fixture's set-up: what it has switched lasts, as it may, until its tear-down."""
-    torch_side = _torch_side()
-    scope.holds = torch_side is not None and torch_side.found().mode != scope.before.mode
+    scope.holds = _found().mode != scope.before.mode
+
+
+def tear_down(scope: Scope) -> None:
+    """Begin a fixture's tear-down: if it holds nothing, it must leave what it finds now.
+
+    That may differ from what its set-up found: a hook of the suite's has switched the mode, say.
+    """
+    if not scope.holds:
+        scope.before = _found()
 
 
 def leave(scope: Scope) -> Leak | None:
@@ -117,10 +124,10 @@ def leave(scope: Scope) -> Leak | None:
     at = scopes.index(scope)
     inner = scopes[at + 1 :]
     del scopes[at]
-    for other in inner:
-        other.before = scope.before
-        if other.holds:
-            return None
+    holding = next((other for other in inner if other.holds), None)
+    if holding is not None:
+        holding.before = scope.before
+        return None
     torch_side = _torch_side()
     return None if torch_side is None else torch_side.leak([scope, *inner])
 
@@ -137,6 +144,11 @@ def end_session() -> None:
     if _side is not None and not _sessions:
         _side.stop()
         _side = None
+
+
+def _found() -> Found:
+    torch_side = _torch_side()
+    return Found() if torch_side is None else torch_side.found()
 
 
 def _torch_side() -> Any:

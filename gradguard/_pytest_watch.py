@@ -125,6 +125,7 @@ def _watched(original: Callable[..., Any], role: Role) -> Callable[..., Any]:
             thread.scopes[-1].inference[self] = None
         return _watch(Deed.by(role, self), original, self, *args, **kwargs)
 
+    # See above; so coverage does not count its lines.
     method.__code__ = method.__code__.replace(co_filename=grad_mode.__file__)
     return update_wrapper(method, original)
 

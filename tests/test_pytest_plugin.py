@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import types
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ from gradguard import GradModeWarning, _pytest_report, _pytest_scopes, _pytest_w
 from gradguard._messages import plugin as messages
 
 PRELUDE = """\
-import asyncio, sys, threading, unittest
+import asyncio, functools, sys, threading, unittest
 import pytest, torch
 import gradguard
 
@@ -182,15 +183,30 @@ def test_a_switch_that_cannot_be_seen_is_reported_at_the_test(run):
     )
 
 
-def test_an_older_switch_is_not_blamed(run):
-    """A switch that was taken back, or one of an earlier test, is not named for a later leak."""
-    result = run(
-        "\ndef test_first():\n    torch.set_grad_enabled(False)\n"
-        "\ndef test_raw():\n    torch.set_grad_enabled(False)\n    torch.set_grad_enabled(True)\n"
-        "    torch._C._set_grad_enabled(False)\n" + NEXT
-    )
+UNSEEN = {
+    "taken back": "torch.set_grad_enabled(False); torch.set_grad_enabled(True)",
+    "decorator": "torch.set_grad_enabled(False)(len); gradguard.set_grad_enabled(False)(len)",
+    "to another mode": "kept.append(torch._C._InferenceMode(True)); torch.set_grad_enabled(True)",
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_an_older_switch_is_not_blamed(run, name):
+    """One of an earlier test, or that was taken back, or to a mode that is not the one left."""
+    source = f"""
+kept = []
+
+def test_first():
+    torch.set_grad_enabled(False)  # here
+
+def test_raw():
+    {UNSEEN[name]}
+    torch._C._set_grad_enabled(False)
+"""
+    result = run(source + NEXT)
     result.assert_outcomes(passed=3, warnings=2)
     assert result.stdout.str().count("Switched at") == 1
+    result.stdout.fnmatch_lines([f"*Switched at *test_it.py:{line(source)} in test_first: *"])
     assert result.stdout.str().count("was not seen") == 1
 
 
@@ -553,7 +569,8 @@ def test_with_error_a_fixtures_leak_is_an_error_of_the_tear_down(run):
     )
 
 
-def test_a_set_up_that_fails_is_put_back_at_once(run):
+@pytest.mark.parametrize("how", ["warn", "error"])
+def test_a_set_up_that_fails_is_put_back_at_once(run, how):
     """A fixture that raises or skips after switching has no tear-down: it is checked then."""
     result = run(
         """
@@ -579,7 +596,8 @@ def test_fails(other, fails):
 def test_skips(other, skips):
     pass
 """
-        + NEXT
+        + NEXT,
+        f"--gradguard={how}",
     )
     result.assert_outcomes(passed=1, errors=1, skipped=1, warnings=2)
     assert len(reported(result)) == 2
@@ -670,7 +688,7 @@ def off():
 
 def test_nothing(request):
     request.getfixturevalue("nothing")
-    torch.set_grad_enabled(False)
+    torch.set_grad_enabled(False)  # here
 
 class TestBoth:
     def test_both(self, off, request):
@@ -681,14 +699,23 @@ class TestBoth:
 """
     result = run(source + NEXT)
     result.assert_outcomes(passed=4, warnings=2)
+    result.stdout.fnmatch_lines([f"*Switched at *test_it.py:{line(source)} in test_nothing: *"])
     assert reported(result) == ["test_nothing", "fixture 'inference' (scope: class)"]
 
 
 def test_fixture_without_a_line_is_reported_at_its_definition(run):
     """Where the switch was not seen, the line is the fixture function's; else the test file's."""
     source = """
-@pytest.fixture
-def raw():  # here
+def decorated(fn):
+    @functools.wraps(fn)
+    def wrapper():
+        return fn()
+
+    return wrapper
+
+@pytest.fixture  # here
+@decorated
+def raw():
     torch._C._set_grad_enabled(False)
 
 def test_raw(raw):
@@ -705,7 +732,7 @@ class TestSetUp:
     result.assert_outcomes(passed=3, warnings=2)
     result.stdout.fnmatch_lines(
         [
-            f"*test_it.py:{line(source) - 1}: GradModeWarning: fixture 'raw' (scope: function) left *",
+            f"*test_it.py:{line(source)}: GradModeWarning: fixture 'raw' (scope: function) left *",
             "*test_it.py:1: GradModeWarning: setup_method (or its tear-down) of TestSetUp left *",
         ]
     )
@@ -860,20 +887,44 @@ def pytest_pyfunc_call(pyfuncitem):
     assert reported(result) == ["fixture 'off' (scope: function)", "test_other"]
 
 
-def test_what_a_conftest_holds_around_tests_is_not_looked_at(run):
+def test_what_a_conftest_switches_around_tests_is_not_looked_at(run):
     """A hook of the suite that switches the mode for its tests is no test and no fixture."""
     result = run(
-        "\ndef test_a():\n    assert mode() == OFF\n\ndef test_b():\n    assert mode() == OFF\n",
+        """
+@pytest.fixture
+def nothing():
+    assert mode() == OFF
+    yield
+
+def test_a(nothing):
+    assert mode() == OFF
+
+def test_b():
+    assert mode() == OFF
+    torch.set_grad_enabled(True)
+
+def test_c():
+    assert mode() == OFF
+    torch._C._set_grad_enabled(True)
+""",
         conftest="""
 import pytest, torch
 
 @pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup():
+    torch.set_grad_enabled(False)
+    return (yield)
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    with torch.no_grad():
-        return (yield)
+    torch.set_grad_enabled(False)
+    return (yield)
 """,
     )
-    result.assert_outcomes(passed=2)
+    assert not torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    result.assert_outcomes(passed=3, warnings=2)
+    assert reported(result) == ["test_b", "test_c"]
 
 
 def test_a_fixture_torn_down_by_another_thread_is_left_alone():
@@ -889,14 +940,15 @@ def test_a_fixture_torn_down_by_another_thread_is_left_alone():
         assert _pytest_scopes.leave(scope) is None
 
 
-def test_an_inference_guard_that_a_traceback_holds(run):
-    """When it is dropped at last, during a later test, that test's mode does not change."""
+def test_an_inference_guard_that_is_dropped_later(run):
+    """As one that a failed test's traceback holds: a later test's mode does not change by that."""
     result = run(
         """
-def test_fails():
-    guard = torch.inference_mode()
-    guard.__enter__()
-    assert 0
+kept = []
+
+def test_leaks():
+    kept.append(torch.inference_mode())
+    kept[0].__enter__()
 
 @pytest.fixture(scope="module")
 def off():
@@ -904,14 +956,39 @@ def off():
         yield
 
 def test_held(off):
-    sys.last_value = sys.last_traceback = sys.last_exc = None
-    import gc
-    gc.collect()
+    kept.clear()
     assert mode() == OFF
 """
     )
-    result.assert_outcomes(passed=1, failed=1, warnings=1)
-    assert reported(result) == ["test_fails"]
+    result.assert_outcomes(passed=2, warnings=1)
+    assert reported(result) == ["test_leaks"]
+
+
+def test_putting_back_is_no_switch_of_the_suites():
+    """What the plugin does itself is not recorded for the fixtures around the test."""
+    outer = _pytest_scopes.enter()
+    with torch.no_grad():
+        held = outer.last_switch()
+        inner = _pytest_scopes.enter()
+        guard = torch.inference_mode()
+        guard.__enter__()
+        assert _pytest_scopes.leave(inner) is not None
+        assert outer.last_switch() is held
+    assert _pytest_scopes.leave(outer) is None
+
+
+def test_the_outermost_within_answers_for_what_ends_before_it():
+    """Of fixtures that hold modes within each other, whichever ends first."""
+    scopes = []
+    for grad in (False, True, False):
+        scopes.append(_pytest_scopes.enter())
+        torch.set_grad_enabled(grad)
+        _pytest_scopes.hold(scopes[-1])
+    first, second, third = scopes
+    assert _pytest_scopes.leave(first) is None
+    torch.set_grad_enabled(True)
+    assert _pytest_scopes.leave(third) is None
+    assert _pytest_scopes.leave(second) is None
 
 
 def test_xdist(pytester):
@@ -997,6 +1074,14 @@ def test_torch_is_never_imported_by_the_plugin(pytester):
             "replaced []",
         ]
     )
+
+
+def test_a_stand_in_for_torch_is_not_torch(monkeypatch):
+    """A module that a suite puts in torch's place is left alone, as is none."""
+    monkeypatch.setattr(_pytest_scopes, "_side", None)
+    for stand_in in (types.ModuleType("torch"), None):
+        monkeypatch.setitem(sys.modules, "torch", stand_in)
+        assert _pytest_scopes._torch_side() is None
 
 
 def test_importing_the_plugin_imports_no_torch():
@@ -1150,6 +1235,16 @@ def test_replacing_is_undone(switching):
     assert torch.no_grad.__exit__ is theirs
     torch.no_grad.__exit__ = before[0]["__exit__"]
     assert [dict(vars(owner)) for owner in owners] == before
+
+
+def test_replacing_lasts_as_long_as_any_session():
+    """A suite that runs pytest within its own process goes on being watched."""
+    _pytest_scopes.begin_session()
+    assert _pytest_scopes._torch_side() is _pytest_watch
+    _pytest_scopes.begin_session()
+    _pytest_scopes.end_session()
+    assert _pytest_watch._replaced
+    _pytest_scopes.end_session()
 
 
 def test_nothing_is_recorded_outside_of_tests_and_fixtures(switching, monkeypatch):
