@@ -1237,8 +1237,10 @@ def test_replacing_is_undone(switching):
     assert [dict(vars(owner)) for owner in owners] == before
 
 
-def test_replacing_lasts_as_long_as_any_session():
+def test_replacing_lasts_as_long_as_any_session(switching, monkeypatch):
     """A suite that runs pytest within its own process goes on being watched."""
+    switching.stop()
+    monkeypatch.setattr(_pytest_scopes, "_side", None)
     _pytest_scopes.begin_session()
     assert _pytest_scopes._torch_side() is _pytest_watch
     _pytest_scopes.begin_session()
