@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
 from typing import Any
 
-from torch._C._dynamo import eval_frame
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.autograd import grad_mode
 
 from gradguard._drive import Body
@@ -25,7 +25,6 @@ from gradguard._stack import close_above
 from gradguard._stack import thread as chain
 from gradguard._state import (
     GradState,
-    is_dynamo_compiling,
     is_grad_enabled,
     is_inference_mode_enabled,
     set_grad,
@@ -49,11 +48,6 @@ _ROLES = {
     "suspend": Role.EXIT,
     "finish": Role.EXIT,
 }
-# Dynamo's, of this thread, None where nothing compiled is running. There is no public way to ask,
-# and no way at all in older versions: there, breaks at a guard compile a few functions more.
-_dynamo_callback: Callable[[], object] = getattr(
-    eval_frame, "get_eval_frame_callback", lambda: None
-)
 _tracker = Tracker()
 _replaced: list[tuple[type, str, Any, Any]] = []  # owner, name, what was there, what is there now
 
@@ -118,14 +112,19 @@ def _defined(owner: type, names: Iterable[str]) -> Iterator[tuple[type, str]]:
 
 def _watched(original: Callable[..., Any], role: Role) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        skip = is_dynamo_compiling() or not thread.scopes or _tracker.thread.busy
-        if skip or _dynamo_callback() is not None:
+        if not thread.scopes or _tracker.thread.busy:
+            return original(self, *args, **kwargs)
+        # None where nothing compiled is running. Setting is the only way to ask: what torch 2.6
+        # has for asking drops a reference each time, and crashes. A function of our own would be
+        # compiled before it could ask.
+        if (callback := set_eval_frame(None)) is not None:
+            set_eval_frame(callback)
             return original(self, *args, **kwargs)
         if role is Role.ENTRY and isinstance(self, grad_mode.inference_mode):
             thread.scopes[-1].inference[self] = None
         return _watch(Deed.by(role, self), original, self, *args, **kwargs)
 
-    # See above; so coverage does not count its lines.
+    # See the top of this file. Coverage does not count its lines, therefore.
     method.__code__ = method.__code__.replace(co_filename=grad_mode.__file__)
     return update_wrapper(method, original)
 
