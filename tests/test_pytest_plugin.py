@@ -176,7 +176,7 @@ def test_a_switch_that_cannot_be_seen_is_reported_at_the_test(run):
         [
             f"*test_it.py:{line(source)}: GradModeWarning: test_raw left grad mode off; *",
             (
-                "*What switched it was not seen: a direct call of torch._C, or C++. Put `with "
+                "*What switched it was not seen: a direct call of torch._C, C++, or a compiled function. Put `with "
                 "gradguard.trace() as switches:` around the suspected part and print(switches)."
             ),
         ]

@@ -17,7 +17,7 @@ _XUNIT = re.compile(r"_(?:xunit|unittest)_(\w+?)_fixture_(.*)")
 _FLAGS = ("grad mode", "inference mode")
 _MARK = '@pytest.mark.leaks_grad_mode(reason="...")'
 _UNSEEN = (
-    "What switched it was not seen: a direct call of torch._C, or C++. Put "
+    "What switched it was not seen: a direct call of torch._C, C++, or a compiled function. Put "
     "`with gradguard.trace() as switches:` around the suspected part and print(switches)."
 )
 _FIRST_IMPORT = (
