@@ -149,6 +149,8 @@ def outcome(call, *args):
     except BaseException as error:  # noqa: BLE001 (compared)
         message = str(error).replace("coroutine ignored", "generator ignored")
         return "raised", type(error), message, getattr(error, "value", None)
+    finally:
+        del args  # a thrown error in it would keep this frame, and itself, until a collection
 
 
 def driven_by_hand(target):
