@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import subprocess
@@ -78,6 +79,18 @@ def test_the_first_example_prints_what_the_readme_shows(tmp_path):
         [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.stderr.replace(f"{tmp_path}/", "").endswith(shown)
+
+
+def test_the_readme_shows_the_figures_of_the_last_run():
+    """The table of what an empty guard costs is the one that the benchmark last wrote."""
+    last = README.parent / "benchmarks" / "overhead.json"
+    if not last.exists():
+        pytest.skip("the benchmarks are not beside the tests")
+    run = json.loads(last.read_text(encoding="utf-8"))
+    text = README.read_text(encoding="utf-8").replace("`", "")
+    assert run["machine"] in text
+    for name, figures in run["figures"].items():
+        assert f"| {name} | {figures['of torch']:.2f} | {figures['of raw']:.2f} |" in text
 
 
 def test_the_examples_can_fail():
