@@ -10,7 +10,7 @@ from torch.nn import Module
 from gradguard._decorators import Scope, decorate_each
 from gradguard._drive import Body
 from gradguard._errors import GradLeakError
-from gradguard._evaluating import own_flags, write_own_flags
+from gradguard._eval_scopes import own_flags, write_own_flags
 from gradguard._locate import where
 from gradguard._messages.leak_check import left_changed, not_a_module, not_entered
 from gradguard._stack import close_above, thread

@@ -10,7 +10,7 @@ from typing import Any, overload
 from torch.nn import Module
 
 from gradguard._errors import GradModeError
-from gradguard._evaluating import holders
+from gradguard._eval_scopes import holders
 from gradguard._kinds import F
 from gradguard._leak_check import leaves_mode
 from gradguard._locate import where

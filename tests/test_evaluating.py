@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gradguard import _evaluating
-from gradguard._evaluating import evaluating, holders
+from gradguard import _eval_scopes
+from gradguard._eval_scopes import holders
+from gradguard._evaluating import evaluating
 from gradguard._messages import evaluating as messages
 
 
@@ -85,9 +86,9 @@ def flags(*modules):
 @pytest.fixture(autouse=True)
 def _nothing_kept():
     yield
-    assert not _evaluating._open
-    assert not _evaluating._before
-    assert not _evaluating._told
+    assert not _eval_scopes._open
+    assert not _eval_scopes._before
+    assert not _eval_scopes._told
 
 
 def run(*steps):

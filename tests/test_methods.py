@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradguard import GradState, _evaluating, grad_state, guards, inference_method, no_grad
+from gradguard import GradState, _eval_scopes, grad_state, guards, inference_method, no_grad
 from gradguard._messages import methods as messages
 
 OUTSIDE = (True, True, GradState(True, False), False)
@@ -118,7 +118,7 @@ X = torch.ones(2, 3)
 @pytest.fixture(autouse=True)
 def _nothing_kept():
     yield
-    assert not _evaluating._open
+    assert not _eval_scopes._open
     assert guards() == ()
     assert grad_state() == GradState(True, False)
     assert not torch.is_autocast_enabled("cpu")
