@@ -75,13 +75,13 @@ def decorate_each(fn: Any, guard_for: Callable[..., Scope], name: str, plain: An
         return fn.getter(getter).setter(setter).deleter(deleter)
     if not callable(fn):
         raise TypeError(cannot_decorate(name, repr(fn), type(fn).__name__))
-    flags = _code_flags(fn)
-    if plain is not None and not flags & _RUNS_LATER:
+    flags = code_flags(fn)
+    if plain is not None and not flags & RUNS_LATER:
         return plain(fn, still_to_run=STILL_TO_RUN)
     return _wrap(fn, flags, guard_for)
 
 
-def _code_flags(fn: Any) -> int:
+def code_flags(fn: Any) -> int:
     """The flags of the code that calling `fn` runs.
 
     Not `inspect.iscoroutinefunction`: a plain function may be marked as one, and its plain code
@@ -222,4 +222,4 @@ STILL_TO_RUN: dict[type, Callable[[Any, Scope], Any]] = {
     CoroutineType: _still_to_run("cr_code"),
     AsyncGeneratorType: _still_to_run("ag_code"),
 }
-_RUNS_LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+RUNS_LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR

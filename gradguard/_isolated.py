@@ -6,7 +6,7 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
-from gradguard._decorators import _RUNS_LATER, _code_flags, decorate_each
+from gradguard._decorators import RUNS_LATER, code_flags, decorate_each
 from gradguard._drive import Body
 from gradguard._messages.crossing import cannot_isolate, cannot_isolate_class, never_suspended
 
@@ -71,6 +71,6 @@ def isolated(fn: Any) -> Any:
         raise TypeError(cannot_isolate_class(fn))
     if not callable(fn):
         raise TypeError(cannot_isolate(fn))
-    if not _code_flags(fn) & _RUNS_LATER:
+    if not code_flags(fn) & RUNS_LATER:
         raise TypeError(never_suspended(fn))
     return decorate_each(fn, lambda *_, **__: _ISOLATION, "isolated")

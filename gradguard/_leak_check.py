@@ -82,10 +82,8 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
         if not self._found:
             raise RuntimeError(not_entered())
         found = self._found.pop()[1]
-        found.state, found.link = (
-            grad_state(),
-            thread.cell[0],
-        )  # the other thread's say nothing here
+        found.state = grad_state()  # the other thread's says nothing here, nor does its chain
+        found.link = thread.cell[0]
         return found
 
     def __call__(self, fn: F) -> F:

@@ -41,9 +41,8 @@ def watch_training(
     told from new ones. Parameters with no elements, and those that the optimizer does not hold,
     are left out; a step that `torch.compile` has compiled is not seen. With a closure the checks
     run after the step, without one before the update. Works under any loop (plain, Lightning,
-    transformers, accelerate, ignite), with gradient
-    accumulation, a GradScaler that skips steps, and parameter groups added later; for several
-    optimizers, make one watch for each.
+    transformers, accelerate, ignite), with gradient accumulation, a GradScaler that skips steps,
+    and parameter groups added later; for several optimizers, make one watch for each.
 
     Args:
         model: the model, or its `torch.compile`, DataParallel or DistributedDataParallel wrapper.

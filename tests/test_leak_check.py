@@ -287,3 +287,41 @@ def test_an_exit_in_another_thread_or_without_entry():
     assert len(caught) == 1
     with pytest.raises(RuntimeError, match="this leak_check is not open"):
         leak_check().__exit__(None, None, None)
+
+
+def test_a_flag_changed_under_another_scope_comes_back_at_its_end():
+    """What the block changed is put back also where another scope holds the module by then."""
+    net = model()
+    scope = gradguard.evaluating(net)
+    with pytest.raises(GradLeakError, match=r"Sequential\.1"), leak_check(net):
+        net[1].eval()
+        scope.__enter__()
+    assert not net.training
+    scope.__exit__(None, None, None)
+    assert net[1].training
+
+
+def test_a_generators_open_guards_are_named_whatever_the_step():
+    """Guards that a body leaves open in a later step are named, above what its resumer has open."""
+
+    @leak_check()
+    def batches():
+        yield 1
+        gradguard.no_grad().__enter__()
+
+    steps = batches()
+    next(steps)
+    with (
+        gradguard.enable_grad(),
+        pytest.raises(GradLeakError, match=r"never exited: no_grad\(\)\."),
+    ):
+        next(steps)
+
+
+def test_a_block_that_closes_a_guard_of_outside():
+    """A guard from outside that the block closes is a leak like any other, and no crash."""
+    outer = gradguard.no_grad()
+    outer.__enter__()
+    with pytest.raises(GradLeakError, match="left grad mode on; it was off"), leak_check():
+        outer.__exit__()
+    torch.set_grad_enabled(True)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradguard
-from gradguard import GradModeError, GradModeWarning, watch_training
+from gradguard import GradModeError, GradModeWarning, _trained, _watch_training, watch_training
 
 
 def make(**options):
@@ -409,3 +409,43 @@ def test_a_lazy_layer_that_is_born_while_it_is_watched():
         backward(model)
         with pytest.raises(GradModeError, match=r"inference tensors(.|\n)*\n  0\.weight\n"):
             optimizer.step()
+
+
+def test_a_harmless_place_is_looked_at_once(monkeypatch):
+    """A loop that steps inside no_grad does not search the stack at each step."""
+    model, optimizer, _ = make()
+    searches = []
+    search = _watch_training.enclosing
+    monkeypatch.setattr(
+        _watch_training, "enclosing", lambda: (searches.append(1), search(sys._getframe(1)))[1]
+    )
+    for _ in range(5):
+        backward(model)
+        with torch.no_grad():
+            optimizer.step()
+    assert len(searches) == 1
+
+
+def test_a_buffer_of_a_module_added_later_is_found_in_time(monkeypatch):
+    """Modules added since the watch began are looked for again every so many steps."""
+    monkeypatch.setattr(_trained, "_REFRESH", 3)
+    model, optimizer, watch = make()
+    with torch.inference_mode():
+        late = torch.zeros(1)
+    model[2].register_module("late", nn.Module())
+    model[2].late.register_buffer("mean", late)
+    step(model, optimizer)
+    step(model, optimizer)
+    with pytest.raises(GradModeError, match=r"Among the buffers \(1\):\n  2\.late\.mean\n"):
+        step(model, optimizer)
+    assert watch.steps == 3
+
+
+def test_a_compiled_step_is_one_graph_and_not_seen():
+    """The hooks return at once while Dynamo compiles a step."""
+    torch._dynamo.reset()
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = watch_training(model, optimizer)
+    torch.compile(optimizer.step, backend="eager")()
+    assert watch.steps == 0

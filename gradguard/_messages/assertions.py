@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 # While Dynamo compiles, the stack is not read: the message is all there is.
-COMPILING = "the grad mode is wrong at this line, which torch.compile is compiling."
+COMPILING = (
+    "the grad mode is wrong at this line, which torch.compile is compiling. To do: run it once "
+    "uncompiled, under torch.compiler.set_stance('force_eager'), to have what switched it named."
+)
 
 _TO_RECORD = (
     "To do: let what switched the mode end before this line (`with` and decorators end by "
