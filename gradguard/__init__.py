@@ -7,34 +7,34 @@ torch takes seconds): each public name is resolved on its first use, see PEP 562
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradguard._assertions import assert_grad_enabled as assert_grad_enabled
-    from gradguard._assertions import assert_inference_mode as assert_inference_mode
-    from gradguard._assertions import assert_no_grad as assert_no_grad
-    from gradguard._carry import carry as carry
-    from gradguard._compare import compare_modes as compare_modes
-    from gradguard._detached import assert_detached as assert_detached
+    from gradguard._assertions.detached import assert_detached as assert_detached
+    from gradguard._assertions.leak_check import leak_check as leak_check
+    from gradguard._assertions.mode import assert_grad_enabled as assert_grad_enabled
+    from gradguard._assertions.mode import assert_inference_mode as assert_inference_mode
+    from gradguard._assertions.mode import assert_no_grad as assert_no_grad
+    from gradguard._assertions.parameters import assert_gradients as assert_gradients
+    from gradguard._assertions.parameters import assert_parameters_used as assert_parameters_used
+    from gradguard._assertions.parameters import assert_trainable as assert_trainable
+    from gradguard._compare.compare_modes import compare_modes as compare_modes
+    from gradguard._core.guard_stack import guards as guards
+    from gradguard._core.guards import enable_grad as enable_grad
+    from gradguard._core.guards import inference_mode as inference_mode
+    from gradguard._core.guards import no_grad as no_grad
+    from gradguard._core.guards import set_grad_enabled as set_grad_enabled
+    from gradguard._core.state import GradState as GradState
+    from gradguard._core.state import grad_state as grad_state
     from gradguard._errors import GradLeakError as GradLeakError
     from gradguard._errors import GradModeError as GradModeError
     from gradguard._errors import GradModeWarning as GradModeWarning
-    from gradguard._evaluating import evaluating as evaluating
-    from gradguard._guards import enable_grad as enable_grad
-    from gradguard._guards import inference_mode as inference_mode
-    from gradguard._guards import no_grad as no_grad
-    from gradguard._guards import set_grad_enabled as set_grad_enabled
-    from gradguard._isolated import isolated as isolated
-    from gradguard._leak_check import leak_check as leak_check
-    from gradguard._methods import inference_method as inference_method
-    from gradguard._parameters import assert_gradients as assert_gradients
-    from gradguard._parameters import assert_parameters_used as assert_parameters_used
-    from gradguard._parameters import assert_trainable as assert_trainable
-    from gradguard._stack import guards as guards
-    from gradguard._state import GradState as GradState
-    from gradguard._state import grad_state as grad_state
-    from gradguard._tasks import isolate_tasks as isolate_tasks
-    from gradguard._trace import trace as trace
-    from gradguard._training import training_method as training_method
-    from gradguard._watch_inference import watch_inference as watch_inference
-    from gradguard._watch_training import watch_training as watch_training
+    from gradguard._eval.evaluating import evaluating as evaluating
+    from gradguard._methods.inference_method import inference_method as inference_method
+    from gradguard._methods.training_method import training_method as training_method
+    from gradguard._tasks.asyncio_tasks import isolate_tasks as isolate_tasks
+    from gradguard._tasks.carry import carry as carry
+    from gradguard._tasks.isolated import isolated as isolated
+    from gradguard._trace.trace import trace as trace
+    from gradguard._watch.inference import watch_inference as watch_inference
+    from gradguard._watch.training import watch_training as watch_training
 
 __version__ = "0.1.0"
 
@@ -42,31 +42,31 @@ _MODULE_OF = {
     "GradLeakError": "_errors",
     "GradModeError": "_errors",
     "GradModeWarning": "_errors",
-    "GradState": "_state",
-    "assert_detached": "_detached",
-    "assert_grad_enabled": "_assertions",
-    "assert_gradients": "_parameters",
-    "assert_inference_mode": "_assertions",
-    "assert_no_grad": "_assertions",
-    "assert_parameters_used": "_parameters",
-    "assert_trainable": "_parameters",
-    "carry": "_carry",
-    "compare_modes": "_compare",
-    "enable_grad": "_guards",
-    "evaluating": "_evaluating",
-    "grad_state": "_state",
-    "guards": "_stack",
-    "inference_method": "_methods",
-    "inference_mode": "_guards",
-    "isolate_tasks": "_tasks",
-    "isolated": "_isolated",
-    "leak_check": "_leak_check",
-    "no_grad": "_guards",
-    "set_grad_enabled": "_guards",
-    "trace": "_trace",
-    "training_method": "_training",
-    "watch_inference": "_watch_inference",
-    "watch_training": "_watch_training",
+    "GradState": "_core.state",
+    "assert_detached": "_assertions.detached",
+    "assert_grad_enabled": "_assertions.mode",
+    "assert_gradients": "_assertions.parameters",
+    "assert_inference_mode": "_assertions.mode",
+    "assert_no_grad": "_assertions.mode",
+    "assert_parameters_used": "_assertions.parameters",
+    "assert_trainable": "_assertions.parameters",
+    "carry": "_tasks.carry",
+    "compare_modes": "_compare.compare_modes",
+    "enable_grad": "_core.guards",
+    "evaluating": "_eval.evaluating",
+    "grad_state": "_core.state",
+    "guards": "_core.guard_stack",
+    "inference_method": "_methods.inference_method",
+    "inference_mode": "_core.guards",
+    "isolate_tasks": "_tasks.asyncio_tasks",
+    "isolated": "_tasks.isolated",
+    "leak_check": "_assertions.leak_check",
+    "no_grad": "_core.guards",
+    "set_grad_enabled": "_core.guards",
+    "trace": "_trace.trace",
+    "training_method": "_methods.training_method",
+    "watch_inference": "_watch.inference",
+    "watch_training": "_watch.training",
 }
 
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,8 +1,95 @@
-"""``python -m gradguard``: see `gradguard._cli`."""
+"""The command line of ``python -m gradguard``.
 
+Each command is a function that adds its parser and sets ``command`` to what runs it; that one
+imports what it needs, so that ``--help`` and ``--version`` need no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
-from gradguard._cli import main
+from gradguard import __version__
+from gradguard._demo import texts as fronts
+from gradguard._run import texts as run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Commands = argparse._SubParsersAction["Parser"]  # noqa: SLF001 - has no public name
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse would print the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(2, fronts.usage_error(self.prog, message))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments after the program's name; None for those of this process.
+
+    Raises:
+        SystemExit: with 2 for a wrong command line, with 0 after ``--help`` and ``--version``.
+
+    >>> main(["--version"])
+    Traceback (most recent call last):
+        ...
+    SystemExit: 0
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    return command(arguments)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m gradguard", description=fronts.DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=fronts.version(__version__))
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in _COMMANDS:
+        add(commands)
+    return parser
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "demo", help=fronts.DEMO_HELP, description=fronts.DEMO_DESCRIPTION, allow_abbrev=False
+    )
+    parser.set_defaults(command=_demo)
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from gradguard._demo.command import main as demo
+
+    return demo()
+
+
+def _add_run(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "run", help=run.HELP, description=run.DESCRIPTION, usage=run.USAGE, allow_abbrev=False
+    )
+    parser.add_argument("--strict", action="store_true", help=run.STRICT)
+    parser.add_argument("--report", metavar="FILE.json", help=run.REPORT)
+    # What follows SCRIPT or MODULE is the script's, options included.
+    rest = argparse.REMAINDER
+    parser.add_argument("-m", dest="module", nargs=rest, metavar="MODULE", help=run.MODULE)
+    parser.add_argument("script", nargs=rest, metavar="SCRIPT", help=run.SCRIPT)
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gradguard._run import command
+
+    return command(options)
+
+
+_COMMANDS = (_add_demo, _add_run)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradguard
-from gradguard import _demo
-from gradguard._cli import main
+from gradguard.__main__ import main
+from gradguard._demo import command as _demo
 
 WITHOUT_TORCH = """
 import runpy, sys

@@ -1,0 +1,1 @@
+"""The assertions, and leak_check."""

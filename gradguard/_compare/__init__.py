@@ -1,0 +1,1 @@
+"""compare_modes: what one function costs under each mode."""

@@ -1,0 +1,108 @@
+"""Running one function under each mode in turn: counting, then timing."""
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.benchmark import Timer
+
+from gradguard._assertions.detached import tensors
+from gradguard._compare import accelerator
+from gradguard._compare import table as texts
+from gradguard._compare.figures import Mode
+from gradguard._compare.putting_back import Restore
+from gradguard._compare.saved_bytes import Kept, graph
+from gradguard._core.guards import enable_grad, inference_mode, no_grad
+from gradguard._core.state import GradState, grad_state
+
+T = TypeVar("T")
+Call = Callable[[], object]
+Counts = tuple[int, int | None, int | None]
+"""Bytes kept, graph nodes, peak memory."""
+
+# Grad comes first: a cache that fn fills once is then no inference tensor, which grad would refuse.
+_GUARDS: Mapping[Mode, Callable[[], AbstractContextManager[Any]]] = {
+    "grad": enable_grad,
+    "no_grad": no_grad,
+    "inference_mode": inference_mode,
+}
+_SECONDS = 0.05  # that one mode is timed for in one turn, or two calls if they take longer
+_OWN = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<timeit")
+
+
+def count(call: Call, held: list[Any], restore: Restore) -> dict[Mode, Counts]:
+    """Count under each mode, in the second call: the first one may compile, or fill caches."""
+    for mode in _GUARDS:
+        _first_call(call, mode, restore)
+    return {mode: _count(call, mode, held, restore) for mode in _GUARDS}
+
+
+def time(call: Call, repeats: int, restore: Restore) -> dict[Mode, list[float]]:
+    """Time the modes in turns, each in each place of the order: seconds a call, one a turn."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    measure = partial(timer.blocked_autorange, min_run_time=_SECONDS)
+    times: dict[Mode, list[float]] = {mode: [] for mode in _GUARDS}
+    for turn in range(repeats):
+        first = turn % len(_GUARDS)
+        for mode in (*_GUARDS, *_GUARDS)[first : first + len(_GUARDS)]:
+            measurement = _turn(mode, "timing it", restore, measure)
+            times[mode].append(measurement.median)
+    return times
+
+
+def _turn(mode: Mode, step: str, restore: Restore, run: Callable[[], T]) -> T:
+    # Not a context manager made of a generator: it would let a StopIteration of fn pass as it is.
+    restore()
+    try:
+        with enable_grad(), _GUARDS[mode]():  # no_grad alone would stay in inference mode
+            return run()
+    except Exception as error:
+        message = texts.failed(mode, step, _place(error), f"{type(error).__name__}: {error}")
+        raise RuntimeError(message) from error
+
+
+def _place(error: Exception) -> str:
+    """Say which line of the user's raised: the innermost outside torch and gradguard."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    outside = (f for f in frames if not f.filename.startswith(_OWN))
+    return next((f'File "{f.filename}", line {f.lineno}, in {f.name}' for f in outside), "")
+
+
+def _first_call(call: Call, mode: Mode, restore: Restore) -> None:
+    def run() -> tuple[object, GradState, GradState]:
+        before = grad_state()
+        return call(), before, grad_state()
+
+    result, before, after = _turn(mode, "running it for the first time", restore, run)
+    if inspect.iscoroutine(result) or inspect.isgenerator(result):
+        result.close()  # or Python would warn that the coroutine was never awaited
+    if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(texts.not_run(type(result).__name__))
+    if after != before:
+        raise RuntimeError(texts.switched(mode, str(after)))
+
+
+def _count(call: Call, mode: Mode, held: list[Any], restore: Restore) -> Counts:
+    def run() -> Counts:
+        kept, earlier = Kept(), graph(held)
+        with kept.hooks():
+            result, peak = _peak(call)
+        found = [tensor for _, tensor in tensors(result)]
+        return kept.most, len(graph(found) - earlier) if found else None, peak
+
+    return _turn(mode, "counting what autograd keeps", restore, run)
+
+
+def _peak(call: Call) -> tuple[object, int | None]:
+    device = accelerator()
+    if not hasattr(device, "max_memory_allocated"):
+        return call(), None
+    device.reset_peak_memory_stats()
+    before = device.memory_allocated()
+    result = call()
+    return result, device.max_memory_allocated() - before

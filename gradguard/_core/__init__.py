@@ -1,0 +1,1 @@
+"""Guards, their state and stack, decorating, suspended bodies, and what differs between torches."""

@@ -1,0 +1,102 @@
+"""The guards as Dynamo sees them: torch's own, made anew, or classes small enough for it to follow.
+
+It does not follow subclasses of torch's guards, torch's guard instances that are stored, the shared
+instances of `_kinds` (a global object used in ``with``), `torch._C._InferenceMode` or
+`torch.is_inference_mode_enabled`. It does follow a class that calls `torch._C._set_grad_enabled` or
+`_enter_inference_mode`; but only a block of torch's own guards can it split where its body has a
+graph break: around any other, the whole frame would run uncompiled. And it knows torch's guards by
+their names in `torch`: a project that rebinds these to gradguard's gets the classes.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import enable_grad, inference_mode, no_grad, set_grad_enabled
+
+# Where Dynamo demands it: the only switches of inference mode that it follows inside a class.
+from torch.autograd.grad_mode import _enter_inference_mode, _exit_inference_mode
+
+from gradguard._core.state import is_grad_enabled, set_grad
+
+
+def traced_grad(mode: bool) -> AbstractContextManager[None]:
+    """`enable_grad` or `no_grad`."""
+    if mode and torch.enable_grad is enable_grad:
+        return enable_grad()
+    if not mode and torch.no_grad is no_grad:
+        return no_grad()
+    return TracedGrad(mode)
+
+
+def traced_set_grad(mode: bool) -> AbstractContextManager[None]:
+    """`set_grad_enabled`, which acts when it is made."""
+    own = torch.set_grad_enabled is set_grad_enabled
+    return set_grad_enabled(mode) if own else TracedSetGrad(mode)
+
+
+def traced_inference(mode: bool) -> AbstractContextManager[None]:
+    """`inference_mode`."""
+    own = torch.inference_mode is inference_mode
+    return inference_mode(mode) if own else TracedInference(mode)
+
+
+class TracedGuard:
+    """One entry of one guard, made anew each time, as Dynamo cannot follow a shared one."""
+
+    def __init__(self, mode: bool) -> None:
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        raise NotImplementedError
+
+    def __exit__(self, *exc: object) -> None:
+        raise NotImplementedError
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with type(self)(self.mode):
+                return fn(*args, **kwargs)
+
+        return wrapper
+
+
+class TracedGrad(TracedGuard):
+    """`no_grad` and `enable_grad`."""
+
+    def __enter__(self) -> None:
+        self.found = is_grad_enabled()
+        set_grad(self.mode)
+
+    def __exit__(self, *exc: object) -> None:
+        set_grad(self.found)
+
+
+class TracedSetGrad(TracedGuard):
+    """`set_grad_enabled`, which acts when it is made."""
+
+    def __init__(self, mode: bool) -> None:
+        self.mode = mode
+        self.found = is_grad_enabled()
+        set_grad(mode)
+
+    def __enter__(self) -> None:
+        set_grad(self.mode)
+
+    def __exit__(self, *exc: object) -> None:
+        set_grad(self.found)
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        set_grad(self.found)
+        return TracedGrad(self.mode)(fn)
+
+
+class TracedInference(TracedGuard):
+    """`inference_mode`."""
+
+    def __enter__(self) -> None:
+        self.token: Any = _enter_inference_mode(self.mode)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exc: object) -> None:
+        _exit_inference_mode(self.token)  # type: ignore[no-untyped-call]

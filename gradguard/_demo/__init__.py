@@ -1,0 +1,1 @@
+"""``gradguard demo``."""

@@ -1,0 +1,1 @@
+"""Eval mode for a block, counted per module over all threads."""

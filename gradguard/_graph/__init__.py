@@ -1,0 +1,1 @@
+"""The autograd graph, inference tensors, and parameters by name and identity."""

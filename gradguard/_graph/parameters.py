@@ -1,0 +1,72 @@
+"""The parameters of a module under all their names, and the choice of some by glob."""
+
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradguard._assertions import parameter_texts as texts
+from gradguard._graph.listing import prefixes
+
+
+class Named(NamedTuple):
+    """One parameter; a tied one has several names, the first is what `named_parameters` gives."""
+
+    names: tuple[str, ...]
+    parameter: Tensor
+
+    @property
+    def can_learn(self) -> bool:
+        """Whether training should give it a gradient: not frozen, and not without elements."""
+        lazy = is_lazy(self.parameter)  # has no size yet
+        return self.parameter.requires_grad and (lazy or self.parameter.numel() > 0)
+
+
+def parameters_of(module: nn.Module, asker: str) -> list[Named]:
+    """List the parameters of a module.
+
+    Raises:
+        TypeError: if it is not a module; ``asker`` is who says so.
+        ValueError: if it has no parameters, so that nothing could ever be found wrong.
+
+    """
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(texts.not_a_module(asker, type(module).__name__))
+    tied: dict[int, tuple[Tensor, list[str]]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), (parameter, []))[1].append(name)
+    if not tied:
+        raise ValueError(texts.no_parameters(asker, type(module).__name__))
+    return [Named(tuple(names), parameter) for parameter, names in tied.values()]
+
+
+def matcher(
+    parameters: Sequence[Named], globs: Iterable[str], option: str
+) -> Callable[[Named], bool]:
+    """Make the test whether a parameter, under any of its names, matches any of the globs.
+
+    Raises:
+        TypeError: if a glob is not a string; ``option`` is the argument that is blamed.
+        ValueError: if a glob matches none of the parameters.
+
+    """
+    patterns = (globs,) if isinstance(globs, str) else tuple(globs)
+    for pattern in patterns:
+        if not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(texts.not_a_glob(option, type(pattern).__name__))
+        if not any(_matches(named, pattern) for named in parameters):
+            close = get_close_matches(pattern, _possible_globs(parameters))
+            raise ValueError(texts.no_match(option, pattern, close))
+    return lambda named: any(_matches(named, pattern) for pattern in patterns)
+
+
+def _matches(named: Named, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in named.names)
+
+
+def _possible_globs(parameters: Iterable[Named]) -> list[str]:
+    names = [name for named in parameters for name in named.names]
+    return [*names, *{f"{prefix}*": None for name in names for prefix in prefixes(name) if prefix}]

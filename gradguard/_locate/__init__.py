@@ -1,0 +1,1 @@
+"""Where on the call stack the mode was switched, found when a message is made."""

@@ -1,0 +1,142 @@
+"""The frames of torch and gradguard that switch the mode for what they call.
+
+Decorators' wrappers are read through their closures; the autograd engine by what it is running.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from inspect import getattr_static
+from types import FrameType, FunctionType, MethodType
+from typing import Any, TypeGuard
+
+from gradguard._core.frames import is_ours, module_of, user_frame
+from gradguard._locate.blocks import Function, UnreadableError, scope_of
+from gradguard._locate.enclosing import Block, block_at
+from gradguard._locate.guard_expressions import (
+    Switch,
+    is_a,
+    switch_of,
+    switch_of_class,
+    switch_of_object,
+)
+from gradguard._locate.names import Names
+from gradguard._locate.where_text import backward, forward
+
+
+def origin_of(frame: FrameType, callee: FrameType | None) -> list[Block] | None:
+    """Return what this frame switches for its `callee`, or None if it is an ordinary frame."""
+    module, name = module_of(frame), frame.f_code.co_name
+    if is_ours(module):
+        return _our_decorated(frame) if name == "wrapper" else []
+    read = _READERS.get((module, name))
+    return None if read is None else read(frame, callee)
+
+
+def _torch_decorated(frame: FrameType, _: object) -> list[Block]:
+    # Both wrappers in torch/utils/_contextlib.py close over `ctx_factory` and `func`; the factory
+    # that torch's guards pass is their own `clone` method.
+    factory = frame.f_locals.get("ctx_factory")
+    switch = switch_of_object(factory.__self__) if is_a(factory, MethodType) else None
+    return _decorated(frame, switch, frame.f_locals.get("func"))
+
+
+def _our_decorated(frame: FrameType) -> list[Block]:
+    # The wrappers of gradguard close over `guard` and `fn`.
+    switch = switch_of_object(frame.f_locals.get("guard"))
+    function = frame.f_locals.get("fn")
+    # Around what a plain function has handed back to be run, `fn` is a lambda that returns it.
+    handed = Names.of_function(function).named("result") if _is_our(function) else None
+    codes = (getattr_static(type(handed), f"{kind}_code", None) for kind in ("gi", "cr", "ag"))
+    code = next((code.__get__(handed) for code in codes if code is not None), None)
+    if code is None or switch is None:
+        return _decorated(frame, switch, function)
+    return [block_at(code, {}, (code.co_firstlineno, switch, "decorator"))]
+
+
+def _is_our(function: Any) -> TypeGuard[FunctionType]:
+    return is_a(function, FunctionType) and is_ours(function.__globals__.get("__name__"))
+
+
+def _decorated(frame: FrameType, switch: Switch | None, function: Any) -> list[Block]:
+    if switch is None:
+        return []
+    function = _unwrapped(function)
+    if not is_a(function, FunctionType):  # a built-in, say: named by the line that calls it
+        return [_at_user(frame, switch)]
+    line = _decorator_line(function, switch)
+    return [block_at(function.__code__, function.__globals__, (line, switch, "decorator"))]
+
+
+def _at_user(frame: FrameType, switch: Switch) -> Block:
+    """Name a switch inside torch by the user's line that called torch."""
+    user = user_frame(frame)
+    return block_at(user.f_code, user.f_globals, (user.f_lineno, switch, "call"))
+
+
+def _unwrapped(function: Any) -> Any:
+    """Return the function below wrappers, partials, bound methods and objects with `__call__`."""
+    for _ in range(100):  # bounded, as nothing keeps `__wrapped__` from being a ring
+        if is_a(function, partial):
+            function = function.func
+        elif is_a(function, MethodType):
+            function = function.__func__
+        elif (inner := getattr_static(function, "__wrapped__", None)) is not None:
+            function = inner
+        elif is_a(function, FunctionType):
+            break
+        else:
+            function = getattr_static(type(function), "__call__", None)
+    return function
+
+
+def _decorator_line(function: FunctionType, switch: Switch) -> int:
+    """Return the line of the decorator with this effect, else the first line of the function."""
+    code = function.__code__
+    try:
+        node = scope_of(code, function.__globals__)
+    except UnreadableError:
+        return code.co_firstlineno
+    names = Names.of_function(function)
+    for decorator in node.decorator_list if isinstance(node, Function) else []:
+        found = switch_of(decorator, names) or switch_of_class(names.value(decorator))
+        if found is not None and found.effect == switch.effect:
+            return decorator.lineno
+    return code.co_firstlineno
+
+
+def _function_forward(frame: FrameType, callee: FrameType | None) -> list[Block]:
+    # `Function.apply` of torch/autograd/function.py: with a functorch transform active it only
+    # dispatches (to a `__call__`), and another `apply` further in runs the forward.
+    name = getattr(frame.f_locals.get("cls"), "__name__", None)
+    if name is None:
+        return _function_backward(frame, callee)
+    if callee is None or callee.f_code.co_name == "__call__":
+        return []
+    switch = Switch(forward(name), (False,), ())
+    return [_at_user(frame, switch)]
+
+
+def _function_backward(frame: FrameType, callee: FrameType | None) -> list[Block]:
+    # Usually called by the engine, which says it all; a thread of an accelerator's begins here.
+    if frame.f_back is not None or callee is None:
+        return []
+    # Coverage does not trace such a thread, so it says that no test comes here; one does.
+    switch = Switch(backward(None), (True, False), ())
+    return [block_at(callee.f_code, callee.f_globals, (callee.f_lineno, switch, "call"))]
+
+
+def _engine(frame: FrameType, _: object) -> list[Block]:
+    # Both callers, `backward` and `grad`, have the argument that decides under this name.
+    caller = frame.f_back.f_locals if frame.f_back is not None else {}
+    create_graph = caller.get("create_graph")
+    modes = (create_graph,) if type(create_graph) is bool else (True, False)
+    switch = Switch(backward(create_graph), modes, ())
+    return [_at_user(frame, switch)]
+
+
+_READERS: dict[tuple[str, str], Callable[[FrameType, FrameType | None], list[Block]]] = {
+    ("torch.utils._contextlib", "decorate_context"): _torch_decorated,
+    ("torch.utils._contextlib", "generator_context"): _torch_decorated,
+    ("torch.autograd.function", "apply"): _function_forward,
+    ("torch.autograd.graph", "_engine_run_backward"): _engine,
+}

@@ -1,0 +1,1 @@
+"""inference_method, training_method."""

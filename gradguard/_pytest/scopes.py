@@ -1,0 +1,167 @@
+"""What is running now that must leave the grad mode as it found it: fixtures and a test's body.
+
+A fixture's scope lasts from its set-up until after its tear-down, so those of a thread nest, like
+the fixtures: the test's own is the innermost. Nothing here imports torch: a suite may not use it.
+"""
+
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from gradguard._trace.open_switches import Opened
+    from gradguard._trace.switch import Switch
+
+
+class Found(NamedTuple):
+    """The mode of this thread, and its innermost open guard of gradguard's.
+
+    The defaults are what torch begins with, in each thread.
+    """
+
+    grad_enabled: bool = True
+    inference_mode: bool = False
+    link: Any = None
+
+    @property
+    def mode(self) -> tuple[bool, bool]:
+        return self.grad_enabled, self.inference_mode
+
+
+class Leak(NamedTuple):
+    """A mode that was left changed, and has been put back."""
+
+    before: tuple[bool, bool]
+    after: tuple[bool, bool]
+    switch: "Switch | None"
+    left_open: list[str]
+    torch_is_new: bool
+
+
+class Scope:
+    """One fixture or one test's body."""
+
+    __slots__ = ("_inference", "_opened", "before", "holds", "with_torch")
+
+    def __init__(self) -> None:
+        self.with_torch = _torch_side() is not None
+        self.before = _found()
+        self.holds = False  # whether a fixture's set-up has switched the mode until its tear-down
+        self._inference: WeakKeyDictionary[Any, None] | None = None
+        self._opened: Opened | None = None
+
+    @property
+    def opened(self) -> "Opened":
+        """The switches in this scope that are still open.
+
+        Each scope has its own, so that one which switches back what an outer one holds is not
+        taken for that one's end.
+        """
+        if self._opened is None:
+            from gradguard._trace.open_switches import Opened
+
+            self._opened = Opened({}, deque(maxlen=0))
+        return self._opened
+
+    @property
+    def inference(self) -> "WeakKeyDictionary[Any, None]":
+        """Torch's inference guards that were entered, in order.
+
+        They are not kept alive: one that is dropped without an exit takes back what it switched.
+        """
+        if self._inference is None:
+            self._inference = WeakKeyDictionary()
+        return self._inference
+
+    def last_switch(self) -> "Switch | None":
+        """Return what was switched last and not switched back."""
+        last = None if self._opened is None else self._opened.last()
+        return None if last is None else last.switch
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.scopes: list[Scope] = []  # outermost first
+
+
+thread = _Thread()
+_side: Any = None
+_sessions = 0  # one, unless tests run pytest themselves within this process
+
+
+def enter() -> Scope:
+    """Begin a fixture's set-up or a test's body."""
+    scope = Scope()
+    thread.scopes.append(scope)
+    return scope
+
+
+def hold(scope: Scope) -> None:
+    """End a fixture's set-up: what it has switched lasts, as it may, until its tear-down."""
+    scope.holds = _found().mode != scope.before.mode
+
+
+def tear_down(scope: Scope) -> None:
+    """Begin a fixture's tear-down: if it holds nothing, it must leave what it finds now.
+
+    That may differ from what its set-up found: a hook of the suite's has switched the mode, say.
+    """
+    if not scope.holds:
+        scope.before = _found()
+
+
+def leave(scope: Scope) -> Leak | None:
+    """End a test's body or a fixture's tear-down; put back what it left changed, and return that.
+
+    One that ends before a fixture within it (a fixture that a test asks for in its body, say)
+    cannot be told from that one where that one holds a mode: it answers for both.
+    """
+    scopes = thread.scopes
+    if scope not in scopes:
+        return None  # its set-up failed and was checked then, or was in another thread
+    at = scopes.index(scope)
+    inner = scopes[at + 1 :]
+    del scopes[at]
+    holding = next((other for other in inner if other.holds), None)
+    if holding is not None:
+        holding.before = scope.before
+        return None
+    torch_side = _torch_side()
+    return None if torch_side is None else torch_side.leak([scope, *inner])
+
+
+def begin_session() -> None:
+    global _sessions  # noqa: PLW0603 (what is patched is patched once for the process)
+    _sessions += 1
+
+
+def end_session() -> None:
+    """Take the patches back with the last session."""
+    global _sessions, _side  # noqa: PLW0603 (as above)
+    _sessions -= 1
+    if _side is not None and not _sessions:
+        _side.stop()
+        _side = None
+
+
+def _found() -> Found:
+    torch_side = _torch_side()
+    return Found() if torch_side is None else torch_side.found()
+
+
+def _torch_side() -> Any:
+    """Return `gradguard._pytest.hooks`, or None as long as the suite has not imported torch.
+
+    A stand-in under torch's name is not torch: the guards' module knows the real one.
+    """
+    global _side  # noqa: PLW0603 (as above)
+    if _side is None and (torch := sys.modules.get("torch")) is not None:
+        guards = sys.modules.get("torch.autograd.grad_mode")
+        if getattr(guards, "torch", None) is torch:
+            from gradguard._pytest import hooks as _pytest_watch
+
+            _side = _pytest_watch
+            _side.start()
+    return _side

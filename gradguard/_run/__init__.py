@@ -1,0 +1,1 @@
+"""``gradguard run``: an unmodified program under the checks."""

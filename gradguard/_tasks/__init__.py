@@ -1,0 +1,1 @@
+"""Modes across threads and tasks: carry, isolated, isolate_tasks."""

@@ -1,0 +1,51 @@
+"""The guard that sets the whole mode of another place."""
+
+from gradguard._core.compiling import TracedGrad, TracedGuard, TracedInference
+from gradguard._core.guard_stack import thread
+from gradguard._core.guard_types import INFERENCE_OFF, Guard
+from gradguard._core.state import (
+    GradState,
+    enter_inference,
+    grad_state,
+    is_grad_enabled,
+    set_grad,
+)
+
+
+class Carried(Guard):
+    """The mode of the place where it was made, both flags, for wherever it is entered.
+
+    A `GradState` alone would not do: inside an inference block `inference_mode(False)` brings back
+    the grad mode that surrounds it, and what surrounds it lies on the chain of the thread left
+    behind. So it is asked there, and the link of this guard answers here (`Guard.grad`).
+    """
+
+    __slots__ = ("grad", "mode")
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, text)
+        self.mode = grad_state()
+        self.grad = INFERENCE_OFF.inside(self.mode).grad_enabled
+
+    def __enter__(self) -> None:
+        cell = thread.cell
+        found = is_grad_enabled()
+        cell[0] = (self, found, enter_inference(self.mode.inference_mode), cell[0])
+        set_grad(self.mode.grad_enabled)
+
+    def traced(self) -> TracedGuard:
+        return _TracedCarried(self.mode)
+
+
+class _TracedCarried(TracedGuard):
+    def __init__(self, mode: GradState) -> None:
+        self.inference = TracedInference(mode.inference_mode)
+        self.grad = TracedGrad(mode.grad_enabled)
+
+    def __enter__(self) -> None:
+        self.inference.__enter__()
+        self.grad.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self.grad.__exit__()
+        self.inference.__exit__()

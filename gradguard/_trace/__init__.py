@@ -1,0 +1,1 @@
+"""Every switch of the mode, recorded: trace()."""

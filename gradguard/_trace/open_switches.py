@@ -1,0 +1,148 @@
+"""Which switches of a thread are still open: made, and not switched back so far.
+
+The mode alone does not tell. After `set_grad_enabled(False)` that nobody takes back, any
+``with enable_grad():`` brings grad on and then off again: its end must not be taken for the switch
+that left grad off, nor its beginning for the one that took it back. So entries and exits of one
+guard are paired, and a plain call takes back only plain calls of the same block.
+"""
+
+import enum
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gradguard._trace.switch import Record
+
+if TYPE_CHECKING:
+    from gradguard._core.state import GradState
+
+Role = enum.Enum("Role", "ENTRY EXIT CALL")
+_DEEPEST = 1000
+
+
+class Deed(NamedTuple):
+    """What a switch was part of.
+
+    `key` is the same for the entry and the exit of a guard: its id, as the guard must not be kept
+    alive (a token of inference mode that is dropped switches the mode). Where a new guard has the
+    id of one that was dropped, the modes before and after tell them apart.
+    """
+
+    role: Role
+    key: int | None = None
+
+    @classmethod
+    def by(cls, role: Role, owner: object) -> "Deed":
+        """Return what `owner` (a guard, a token, the link of a decorated call) does."""
+        return cls(role, id(owner))
+
+
+def _as_call(deed: Deed) -> Deed:
+    return deed if deed.role is Role.CALL else Deed(Role.CALL)
+
+
+class _Opened(NamedTuple):
+    """An open switch, or, without a record, an open block whose entry changed nothing."""
+
+    deed: Deed
+    before: "GradState"
+    record: Record | None
+
+
+class Opened:
+    """The open switches of one thread, outermost first.
+
+    Args:
+        alive: where the open ones of all threads are kept, by number,
+        ended: and those that ended threads have left open.
+
+    """
+
+    def __init__(self, alive: dict[int, Record], ended: deque[Record]) -> None:
+        self._stack: list[_Opened] = []
+        self._alive = alive
+        self._ended = ended
+        self._call: tuple[_Opened, list[_Opened]] | None = None  # the last, and what it took back
+
+    def __del__(self) -> None:
+        """Hand over what is still open: the thread has ended."""
+        for opened in self._stack:
+            if opened.record is not None:
+                self._alive.pop(opened.record.number, None)
+                self._ended.append(opened.record)
+
+    def last(self) -> Record | None:
+        """Return what was switched last of all that is open."""
+        return next((o.record for o in reversed(self._stack) if o.record is not None), None)
+
+    def follow(self, deed: Deed, after: "GradState", record: Record | None, now: int) -> None:
+        """Open or close switches; `record` is None where the mode did not change."""
+        call, self._call = self._call, None
+        before = after if record is None else record.switch.before
+        if deed.role is Role.ENTRY:
+            opened = _Opened(deed, before, record)
+            if record is None and call is not None and call[0].deed.key == deed.key:
+                opened = self._reopen(*call)
+            self._open(opened)
+        elif deed.role is Role.EXIT and (at := self._entry_of(deed, after)) is not None:
+            self._close(at, now)
+        elif record is not None:
+            self._follow_call(_Opened(_as_call(deed), before, record), after, now)
+
+    def _follow_call(self, opened: _Opened, after: "GradState", now: int) -> None:
+        at = self._innermost(after, within_block=True)
+        if at is None:
+            self._open(opened)
+        self._call = opened, [] if at is None else self._close(at, now)
+
+    def _reopen(self, call: _Opened, taken_back: list[_Opened]) -> _Opened:
+        """Undo a call that made a `set_grad_enabled`, to take it for the entry of its ``with``."""
+        if not taken_back:
+            self._stack.pop()
+        for opened in taken_back:
+            self._open(opened)
+        return call._replace(deed=Deed(Role.ENTRY, call.deed.key))
+
+    def _entry_of(self, deed: Deed, after: "GradState") -> int | None:
+        """Return the index of the block that this exit ends.
+
+        It may have changed nothing and yet ends all that is in it: ``with no_grad():`` whose body
+        has switched grad on. Without an entry (made before the trace, out of order, or of a
+        decorated call that had nothing to switch) an exit is as good as a call.
+        """
+        at = self._innermost(after, key=deed.key)
+        if at is None:  # the block is over, but what it switched was left
+            self._stack = [
+                opened._replace(deed=_as_call(deed)) if opened.deed.key == deed.key else opened
+                for opened in self._stack
+                if opened.deed.key != deed.key or opened.record is not None
+            ]
+        return at
+
+    def _innermost(
+        self, before: "GradState", *, key: Any = None, within_block: bool = False
+    ) -> int | None:
+        """Return the index of the innermost that was opened in the mode `before`."""
+        for at in range(len(self._stack) - 1, -1, -1):
+            opened = self._stack[at]
+            if within_block and opened.deed.role is Role.ENTRY:
+                return None
+            if opened.before == before and key in (None, opened.deed.key):
+                return at
+        return None
+
+    def _open(self, opened: _Opened) -> None:
+        if len(self._stack) >= _DEEPEST:  # blocks that are never left
+            self._stack = [opened for opened in self._stack if opened.record is not None]
+        self._stack.append(opened)
+        if opened.record is not None:
+            opened.record.opens, opened.record.closed = True, None
+            self._alive[opened.record.number] = opened.record
+
+    def _close(self, at: int, now: int) -> list[_Opened]:
+        """Close all from there on; return them."""
+        closed, self._stack[at:] = self._stack[at:], []
+        for opened in closed:
+            if opened.record is not None:
+                opened.record.closed = now
+                self._alive.pop(opened.record.number, None)
+        return closed

@@ -1,0 +1,117 @@
+"""What is recorded while any trace is active: one tracker for all threads and all traces.
+
+No lock is taken where a switch is recorded: a process that forks while another thread holds one
+would hang in the child, as DataLoader workers do. Appending to a deque, setting and removing a key
+of a dict and counting are single steps.
+"""
+
+import itertools
+import linecache
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from time import perf_counter_ns
+from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
+
+from gradguard._core.frames import _is_plumbing, module_of, outwards
+from gradguard._trace.open_switches import Deed, Opened
+from gradguard._trace.roles import deed_of
+from gradguard._trace.switch import Record, Switch
+from gradguard._trace.table import origin, place
+
+if TYPE_CHECKING:
+    from gradguard._core.state import GradState
+
+T = TypeVar("T")
+_MOST_OF_ENDED_THREADS = 1000
+
+
+class _Thread(threading.local):
+    def __init__(self, opened: Callable[[], Opened]) -> None:
+        self.opened = opened()
+        self.busy = False  # whether a recorded function is running: it may call itself
+
+
+class Tracker:
+    """The rings of the active traces, and the switches that are still open."""
+
+    def __init__(self) -> None:
+        self.rings: tuple[deque[Record], ...] = ()
+        self._numbers = itertools.count()
+        self.latest = -1  # the number of the last record
+        self._alive: dict[int, Record] = {}
+        self._ended: deque[Record] = deque(maxlen=_MOST_OF_ENDED_THREADS)
+        alive, ended = self._alive, self._ended  # not self: a thread's end must free its part
+        self.thread = _Thread(lambda: Opened(alive, ended))
+        self._plumbing: dict[tuple[str, str], bool] = {}
+
+    def note(self, before: "GradState", after: "GradState", otherwise: Deed) -> None:
+        """Record what the caller has done to the mode, if it changed."""
+        frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
+        now, record = perf_counter_ns(), None
+        deed = deed_of(frame, otherwise)
+        if before != after:
+            record = Record(
+                self._switch(frame, before, after),
+                number=next(self._numbers),
+                thread_id=threading.get_ident(),
+                at=now,
+            )
+        self.thread.opened.follow(deed, after, record, now)
+        if record is not None:
+            self.latest = record.number
+            for ring in self.rings:
+                ring.append(record)
+
+    def still_open(self) -> list[Record]:
+        """Return the open switches of all threads, those left by ended threads included."""
+        return [*snapshot(self._ended), *snapshot(self._alive.values())]
+
+    def _switch(self, frame: FrameType, before: "GradState", after: "GradState") -> Switch:
+        user = self._user_frame(frame)
+        return Switch(
+            user.f_code.co_filename,
+            user.f_lineno,
+            user.f_code.co_name,
+            threading.current_thread().name,
+            before,
+            after,
+        )
+
+    def _user_frame(self, frame: FrameType) -> FrameType:
+        """As `gradguard._core.frames.user_frame`, which looks at each file name anew: 16 µs."""
+        last = frame
+        for last in outwards(frame):
+            place = (module_of(last), last.f_code.co_filename)
+            if place not in self._plumbing:
+                self._plumbing[place] = _is_plumbing(last)
+            if not self._plumbing[place]:
+                break
+        return last
+
+
+current: Tracker | None = None  # None: no trace is active
+
+
+def snapshot(items: Collection[T]) -> list[T]:
+    """Copy what other threads may be adding to."""
+    while True:
+        try:
+            return list(items)
+        except RuntimeError:  # noqa: PERF203 (one was added meanwhile)
+            continue
+
+
+def recorded_origin(state: "GradState") -> str | None:
+    """Say which call switched this thread to `state` and was not taken back, if traced.
+
+    None also where the mode was switched since by something that no trace can see.
+    """
+    record = None if current is None else current.thread.opened.last()
+    if record is None or record.switch.after != state:
+        return None
+    switch = record.switch
+    source = linecache.getline(switch.filename, switch.lineno).strip()
+    return origin(place(switch.filename, switch.lineno), switch.function, source)

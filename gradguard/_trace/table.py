@@ -1,0 +1,75 @@
+"""The texts of `trace()`: its table, its Chrome events' names, and what assertions quote of it."""
+
+from collections.abc import Iterable, Sequence
+
+from gradguard._graph.listing import one_line
+
+_HEADER = ("where", "function", "thread", "before", "after")
+
+
+def bad_limit(limit: str) -> str:
+    return (
+        f"trace(limit=...) takes the number of switches to keep, an int of at least 1, got {limit}."
+    )
+
+
+def mode(state: tuple[bool, bool]) -> str:
+    """Name a mode: with inference mode on, nothing is recorded whatever the grad flag says."""
+    grad, inference = state
+    if inference:
+        return "inference, grad on" if grad else "inference"
+    return "grad on" if grad else "grad off"
+
+
+def change(before: str, after: str) -> str:
+    return f"{before} -> {after}"
+
+
+def place(filename: str, lineno: int) -> str:
+    return f"{one_line(filename)}:{lineno}"
+
+
+def origin(where: str, function: str, source: str) -> str:
+    return f"{where} in {function}: {one_line(source or '(source not available)')}"
+
+
+def table(
+    rows: Iterable[tuple[str, str, str, str, str]],
+    still_open: Sequence[bool],
+    *,
+    hidden: int,
+    dropped: int,
+) -> str:
+    """Lay out the switches, oldest first; ``still_open`` marks those never switched back.
+
+    Args:
+        rows: place, function, thread, mode before and after.
+        still_open: one for each row.
+        hidden: how many more are kept but not shown.
+        dropped: how many more were recorded than are kept.
+
+    """
+    cells = [_HEADER, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    marks = ["  ", *("* " if mark else "  " for mark in still_open)]
+    lines = [
+        mark
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for mark, row in zip(marks, cells, strict=True)
+    ]
+    return "\n".join((*lines, _summary(len(still_open) + hidden, sum(still_open), hidden, dropped)))
+
+
+def _summary(kept: int, still_open: int, hidden: int, dropped: int) -> str:
+    said = [f"{kept} switch{'' if kept == 1 else 'es'} of the mode"]
+    if still_open:
+        said.append(f"* never switched back: {still_open}")
+    if hidden:
+        said.append(f"the first {hidden} not shown (iterate over the trace)")
+    if dropped:
+        said.append(f"{dropped} older ones not kept (trace(limit=...))")
+    return "; ".join(said) + "."
+
+
+def brief(kept: int, still_open: int) -> str:
+    return f"<Trace: {kept} switches, {still_open} never switched back>"

@@ -1,0 +1,1 @@
+"""watch_training and watch_inference."""
