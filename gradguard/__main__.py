@@ -11,7 +11,8 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from gradguard import __version__
-from gradguard._demo import texts as fronts
+from gradguard._core.text import one_line
+from gradguard._demo import texts as demo_texts
 from gradguard._run import texts as run
 
 if TYPE_CHECKING:
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]  # noqa: SLF001 - has no public name
 
 
+DESCRIPTION = "Find and prevent wrong grad modes in PyTorch programs."
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; argparse would print the usage above it."""
 
     def error(self, message: str) -> NoReturn:
         """Leave with exit code 2."""
-        self.exit(2, fronts.usage_error(self.prog, message))
+        self.exit(2, f"{self.prog}: error: {one_line(message)}. See `{self.prog} --help`.\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m gradguard", description=fronts.DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=fronts.version(__version__))
+    parser = Parser(
+        prog="python -m gradguard",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gradguard {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in _COMMANDS:
         add(commands)
@@ -58,7 +66,10 @@ def _parser() -> Parser:
 
 def _add_demo(commands: Commands) -> None:
     parser = commands.add_parser(
-        "demo", help=fronts.DEMO_HELP, description=fronts.DEMO_DESCRIPTION, allow_abbrev=False
+        "demo",
+        help=demo_texts.DEMO_HELP,
+        description=demo_texts.DEMO_DESCRIPTION,
+        allow_abbrev=False,
     )
     parser.set_defaults(command=_demo)
 
@@ -83,7 +94,7 @@ def _add_run(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gradguard._run import command
+    from gradguard._run.command import command
 
     return command(options)
 

@@ -18,6 +18,9 @@ from torch import nn
 import gradguard
 from gradguard import GradLeakError, GradModeError, GradModeWarning
 
+# What is left switched is what these tests are about; a fixture puts it back.
+pytestmark = pytest.mark.leaks_grad_mode(reason="it is about what is left")
+
 
 @pytest.fixture(autouse=True)
 def mode():

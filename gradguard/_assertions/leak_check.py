@@ -15,7 +15,7 @@ from gradguard._core.suspended_bodies import Body
 from gradguard._errors import GradLeakError
 from gradguard._eval.scopes import own_flags, write_own_flags
 from gradguard._eval.training_flags import Modules, tree
-from gradguard._locate import where
+from gradguard._locate.where import where
 
 F = TypeVar("F")
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from gradguard._graph.listing import MOST_ENTRIES, one_line
+from gradguard._core.text import one_line
+from gradguard._graph.listing import MOST_ENTRIES
 
 _EVALUATING = (
     "To do: put the module in eval mode with `with gradguard.evaluating(module):`, which brings "

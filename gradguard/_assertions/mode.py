@@ -12,7 +12,7 @@ from gradguard._core.state import (
     is_inference_mode_enabled,
 )
 from gradguard._errors import GradModeError
-from gradguard._locate import where
+from gradguard._locate.where import where
 
 
 def assert_grad_enabled() -> None:

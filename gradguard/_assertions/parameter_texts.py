@@ -3,17 +3,9 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from gradguard._graph.listing import MOST_ENTRIES, Names, Section, listed, one_line
-
-OUTSIDE = (
-    "make the module, and run its first forward (lazy modules), .to(), deepcopy and "
-    "load_state_dict(assign=True), outside inference mode. copy.deepcopy(module) outside it "
-    "makes a copy that can be trained; give the optimizer the copy's parameters."
-)
-FIND = (
-    "`with gradguard.trace() as switches:` around the forward, then print(switches), or "
-    "`python -m gradguard run SCRIPT`, lists each switch of the mode with its line."
-)
+from gradguard._core.text import one_line
+from gradguard._graph.advice import FIND, OUTSIDE
+from gradguard._graph.listing import MOST_ENTRIES, Names, Section, listed
 
 
 class Missed(NamedTuple):
@@ -31,31 +23,6 @@ class Unready(NamedTuple):
     thawed: Sequence[Names]
     inference: Sequence[Names]
     buffers: Sequence[Names]
-
-
-def not_a_module(asker: str, kind: str) -> str:
-    return f"{asker} needs a torch.nn.Module, got {kind}: pass the model itself."
-
-
-def no_parameters(asker: str, module: str) -> str:
-    return (
-        f"{asker}: {module} has no parameters, so nothing could be found wrong. torch registers "
-        "what is assigned to self as a Parameter or Module; a plain list or dict of modules is "
-        "not registered: use nn.ModuleList or nn.ModuleDict."
-    )
-
-
-def not_a_glob(option: str, kind: str) -> str:
-    return f"{option}= takes globs on parameter names, such as 'encoder.*', got {kind}."
-
-
-def no_match(option: str, glob: str, close: Sequence[str]) -> str:
-    hint = (
-        f"Close: {', '.join(map(one_line, close))}."
-        if close
-        else "See the names with dict(module.named_parameters())."
-    )
-    return f"{option}={one_line(repr(glob))} matches no parameter of the module. {hint}"
 
 
 def not_trainable(
@@ -195,22 +162,3 @@ def attached(shown: Sequence[tuple[str, str]], count: int) -> str:
         "scalar)."
     )
     return "\n".join((first, *rows, *more, todo))
-
-
-def index(key: object) -> str:
-    """Write a step of a path; a key whose repr fails is said to be one."""
-    try:
-        plain = type(key) is str and key.isprintable() and not {'"', "\\"} & {*key}
-        shown = f'"{key}"' if plain else repr(key)
-    except Exception as error:  # noqa: BLE001  # a message never raises by itself
-        shown = f"<{type(key).__name__}: repr raises {type(error).__name__}>"
-    return f"[{one_line(shown)}]"
-
-
-def attribute(name: str) -> str:
-    return f".{name}"
-
-
-def item(number: int) -> str:
-    """Write a step into what cannot be indexed, such as a set."""
-    return f"<item {number}>"

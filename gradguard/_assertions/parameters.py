@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradguard._assertions import parameter_texts as texts
-from gradguard._assertions.detached import path, tensors
 from gradguard._core.state import grad_state
 from gradguard._errors import GradModeError
 from gradguard._graph.autograd_graph import inference_tensors, is_inference, reached_from
 from gradguard._graph.parameters import Named, matcher, parameters_of
-from gradguard._locate import where
+from gradguard._graph.tensors import path, tensors
+from gradguard._locate.where import where
 
 
 def assert_trainable(module: nn.Module, *, frozen: Iterable[str] = ()) -> None:

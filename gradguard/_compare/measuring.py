@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.benchmark import Timer
 
-from gradguard._assertions.detached import tensors
 from gradguard._compare import accelerator
 from gradguard._compare import table as texts
 from gradguard._compare.figures import Mode
@@ -19,6 +18,7 @@ from gradguard._compare.putting_back import Restore
 from gradguard._compare.saved_bytes import Kept, graph
 from gradguard._core.guards import enable_grad, inference_mode, no_grad
 from gradguard._core.state import GradState, grad_state
+from gradguard._graph.tensors import tensors
 
 T = TypeVar("T")
 Call = Callable[[], object]

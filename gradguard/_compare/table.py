@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gradguard._graph.listing import one_line
+from gradguard._core.text import one_line
 
 if TYPE_CHECKING:
     from gradguard._compare.figures import ModeComparison, ModeFigures

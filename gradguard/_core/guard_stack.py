@@ -11,8 +11,8 @@ from gradguard._core.state import (
     set_grad,
 )
 from gradguard._core.texts import not_open, out_of_order
+from gradguard._core.warning import warn
 from gradguard._errors import GradModeWarning
-from gradguard._locate.where import warn
 
 if TYPE_CHECKING:
     from gradguard._core.guard_types import Guard

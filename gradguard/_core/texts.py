@@ -1,6 +1,6 @@
 """What a guard or a decorator says when it is used wrongly."""
 
-from gradguard._graph.listing import one_line
+from gradguard._core.text import one_line
 
 _AS_DECORATOR = {
     "inference_mode": "inference_mode()",

@@ -4,27 +4,15 @@ from collections.abc import Collection
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from gradguard._graph.listing import one_line
-
 if TYPE_CHECKING:
     from gradguard._demo.model import Row
 
-DESCRIPTION = "Find and prevent wrong grad modes in PyTorch programs."
 DEMO_HELP = "see the guards on a small language model, then a fault: unwatched, watched and found"
 DEMO_DESCRIPTION = (
     "Trains a small character-level language model on text that Python itself ships, streams what "
     "it writes, and shows what a forgotten grad mode does to the same training: nobody is told, "
     "until an assertion stops it, or `run` finds it. Takes a few seconds and needs no network."
 )
-
-
-def version(number: str) -> str:
-    return f"gradguard {number}"
-
-
-def usage_error(prog: str, problem: str) -> str:
-    """Say in one line what is wrong with the command line."""
-    return f"{prog}: error: {one_line(problem)}. See `{prog} --help`.\n"
 
 
 def demo_loading(number: str) -> str:

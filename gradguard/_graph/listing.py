@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from gradguard._core.text import one_line
+
 MOST_LINES = 25
 MOST_ENTRIES = 10
-MOST_CHARACTERS = 160  # of a name or repr; a line that wraps over half a screen hides the rest
 
 Names = tuple[str, ...]  # of one parameter; a tied one has several
 
@@ -82,12 +83,3 @@ def _with_ties(names: Names) -> str:
         return one_line(first)
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     return one_line(f"{first} (tied: {others[0]}{more})")
-
-
-def one_line(text: str) -> str:
-    """Keep a name, which may hold anything, to one line of sensible length."""
-    line = "\\n".join(text.splitlines())
-    if len(line) <= MOST_CHARACTERS:
-        return line
-    half = MOST_CHARACTERS // 2
-    return f"{line[:half]}…{line[-half:]}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gradguard._assertions import parameter_texts as texts
+from gradguard._core.text import one_line
 from gradguard._graph.listing import prefixes
 
 
@@ -25,6 +25,20 @@ class Named(NamedTuple):
         return self.parameter.requires_grad and (lazy or self.parameter.numel() > 0)
 
 
+def check_module(module: object, asker: str) -> None:
+    """Check that what was given is a module.
+
+    Raises:
+        TypeError: if it is not; ``asker`` is who says so.
+
+    """
+    if not isinstance(module, nn.Module):
+        msg = (
+            f"{asker} needs a torch.nn.Module, got {type(module).__name__}: pass the model itself."
+        )
+        raise TypeError(msg)
+
+
 def parameters_of(module: nn.Module, asker: str) -> list[Named]:
     """List the parameters of a module.
 
@@ -33,13 +47,17 @@ def parameters_of(module: nn.Module, asker: str) -> list[Named]:
         ValueError: if it has no parameters, so that nothing could ever be found wrong.
 
     """
-    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(texts.not_a_module(asker, type(module).__name__))
+    check_module(module, asker)
     tied: dict[int, tuple[Tensor, list[str]]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), (parameter, []))[1].append(name)
     if not tied:
-        raise ValueError(texts.no_parameters(asker, type(module).__name__))
+        msg = (
+            f"{asker}: {type(module).__name__} has no parameters, so nothing could be found wrong. "
+            "torch registers what is assigned to self as a Parameter or Module; a plain list or "
+            "dict of modules is not registered: use nn.ModuleList or nn.ModuleDict."
+        )
+        raise ValueError(msg)
     return [Named(tuple(names), parameter) for parameter, names in tied.values()]
 
 
@@ -56,11 +74,24 @@ def matcher(
     patterns = (globs,) if isinstance(globs, str) else tuple(globs)
     for pattern in patterns:
         if not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(texts.not_a_glob(option, type(pattern).__name__))
+            msg = (
+                f"{option}= takes globs on parameter names, such as 'encoder.*', got "
+                f"{type(pattern).__name__}."
+            )
+            raise TypeError(msg)
         if not any(_matches(named, pattern) for named in parameters):
-            close = get_close_matches(pattern, _possible_globs(parameters))
-            raise ValueError(texts.no_match(option, pattern, close))
+            raise ValueError(_no_match(parameters, option, pattern))
     return lambda named: any(_matches(named, pattern) for pattern in patterns)
+
+
+def _no_match(parameters: Sequence[Named], option: str, pattern: str) -> str:
+    close = get_close_matches(pattern, _possible_globs(parameters))
+    hint = (
+        f"Close: {', '.join(map(one_line, close))}."
+        if close
+        else "See the names with dict(module.named_parameters())."
+    )
+    return f"{option}={one_line(repr(pattern))} matches no parameter of the module. {hint}"
 
 
 def _matches(named: Named, pattern: str) -> bool:

@@ -6,13 +6,12 @@ running program has anyway: its frames, their source and the closures of decorat
 
 import sys
 import threading
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from gradguard._core.frames import module_of, outwards, user_frame
+from gradguard._core.frames import module_of, outwards
 from gradguard._locate.enclosing import Block, blocks_in
 from gradguard._locate.torch_frames import origin_of
 from gradguard._locate.where_text import describe, failed
@@ -20,20 +19,6 @@ from gradguard._trace.recorder import recorded_origin
 
 if TYPE_CHECKING:
     from gradguard._core.state import GradState
-
-
-def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the first frame outside torch and gradguard, once as Python does."""
-    frame = user_frame(sys._getframe(1))  # noqa: SLF001 - as in user_frame
-    warnings.warn_explicit(
-        message,
-        category,
-        frame.f_code.co_filename,
-        frame.f_lineno,
-        module=module_of(frame) or "<string>",
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
-        module_globals=frame.f_globals,
-    )
 
 
 def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:

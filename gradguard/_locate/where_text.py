@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from gradguard._graph.listing import one_line
+from gradguard._core.text import one_line
 
 _SHOWN = 5
 _CERTAIN = "The mode was switched on this call stack:"

@@ -14,7 +14,7 @@ from gradguard._core.guard_types import F
 from gradguard._core.state import grad_state, is_dynamo_compiling
 from gradguard._errors import GradModeError
 from gradguard._eval.scopes import holders
-from gradguard._locate import where
+from gradguard._locate.where import where
 from gradguard._methods import training_texts as messages
 from gradguard._methods.loss import check_loss
 from gradguard._methods.target import ModulesOf, Named, check_method, modules_of

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from gradguard._graph.listing import one_line
+from gradguard._core.text import one_line
 
 HELP = (
     "What to do about a test or fixture that leaves the grad mode changed: %s. The mode is put "

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from gradguard._assertions.detached import tensors
+from gradguard._graph.tensors import tensors
 from gradguard._run import texts
 from gradguard._run.findings import Finding, Site, here
 from gradguard._run.modules import is_nested

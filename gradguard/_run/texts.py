@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from textwrap import fill
 from typing import NamedTuple
 
-from gradguard._graph.listing import Section, entries, one_line, packed
+from gradguard._core.text import one_line
+from gradguard._graph.listing import Section, entries, packed
 
 HELP = "run a script unmodified, and say at its end which grad-mode faults it has"
 DESCRIPTION = (

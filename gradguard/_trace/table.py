@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from gradguard._graph.listing import one_line
+from gradguard._core.text import one_line
 
 _HEADER = ("where", "function", "thread", "before", "after")
 

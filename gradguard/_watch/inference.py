@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from gradguard._assertions.detached import tensors
-from gradguard._assertions.parameter_texts import not_a_module
 from gradguard._core.frames import user_frame
 from gradguard._core.state import is_dynamo_compiling
+from gradguard._graph.parameters import check_module
+from gradguard._graph.tensors import tensors
 from gradguard._watch import texts
 from gradguard._watch.watch import OnViolation, Watch
 
@@ -53,8 +53,7 @@ class InferenceWatch(Watch):
 
     def __init__(self, model: nn.Module, on_violation: OnViolation) -> None:
         super().__init__(on_violation)
-        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(not_a_module("watch_inference", type(model).__name__))
+        check_module(model, "watch_inference")
         self.forwards = 0
         self.violations = 0
         self._lines: dict[str, None] = {}  # an ordered set

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from gradguard._assertions.parameter_texts import FIND, OUTSIDE
+from gradguard._graph.advice import FIND, OUTSIDE
 from gradguard._graph.listing import Names, Section, listed
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from typing_extensions import Self
 
+from gradguard._core.warning import warn
 from gradguard._errors import GradModeError, GradModeWarning
-from gradguard._locate.where import warn
 from gradguard._watch.texts import bad_on_violation
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradguard import GradModeError, assert_detached
-from gradguard._assertions.detached import path, tensors
+from gradguard._graph.tensors import path, tensors
 
 leaf = torch.ones(1, requires_grad=True)
 

@@ -15,6 +15,9 @@ from gradguard import GradState, grad_state
 from gradguard._demo.model import STEPS, VALIDATE_EVERY, FaultyTraining, Training, reference
 from gradguard._demo.screen import Screen
 
+# What is left switched is what these tests are about; a fixture puts it back.
+pytestmark = pytest.mark.leaks_grad_mode(reason="it is about what is left")
+
 ROW = re.compile(r"^ +(\d+) +(\d+\.\d+) +(\d+\.\d+)$", re.MULTILINE)
 EVERY_VALIDATION = [*range(VALIDATE_EVERY, STEPS + 1, VALIDATE_EVERY)]
 

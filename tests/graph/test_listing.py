@@ -4,16 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradguard._graph.listing import (
-    MOST_CHARACTERS,
-    MOST_LINES,
-    Section,
-    entries,
-    group,
-    listed,
-    one_line,
-    packed,
-)
+from gradguard._core.text import MOST_CHARACTERS, one_line
+from gradguard._graph.listing import MOST_LINES, Section, entries, group, listed, packed
 
 
 def one(*names):

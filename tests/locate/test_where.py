@@ -25,11 +25,15 @@ from gradguard import GradModeWarning
 from gradguard._core.frames import user_frame
 from gradguard._core.guards import enable_grad, inference_mode, no_grad, set_grad_enabled
 from gradguard._core.state import GradState, grad_state
+from gradguard._core.warning import warn
 from gradguard._locate.blocks import UnreadableError
 from gradguard._locate.enclosing import Block
 from gradguard._locate.guard_expressions import Switch
-from gradguard._locate.where import decisive, enclosing, warn, where
+from gradguard._locate.where import decisive, enclosing, where
 from gradguard._locate.where_text import block_text
+
+# What is left switched is what these tests are about; a fixture puts it back.
+pytestmark = pytest.mark.leaks_grad_mode(reason="it is about what is left")
 
 LINES = Path(__file__).read_text(encoding="utf-8").splitlines()
 

@@ -34,6 +34,9 @@ from gradguard._trace.recorder import recorded_origin, snapshot
 from gradguard._trace.table import bad_limit, mode, origin, table
 from gradguard._trace.trace import Trace, trace
 
+# What is left switched is what these tests are about; a fixture puts it back.
+pytestmark = pytest.mark.leaks_grad_mode(reason="it is about what is left")
+
 ON, OFF, INFERENCE = GradState(True, False), GradState(False, False), GradState(False, True)
 HERE = __file__
 
