@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.benchmark import Timer
 
-from gradguard._compare import accelerator
 from gradguard._compare import table as texts
+from gradguard._compare.accelerator import accelerator
 from gradguard._compare.figures import Mode
 from gradguard._compare.putting_back import Restore
 from gradguard._compare.saved_bytes import Kept, graph

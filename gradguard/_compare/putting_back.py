@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Module
 
-from gradguard._compare import accelerator
+from gradguard._compare.accelerator import accelerator
 from gradguard._core.guards import inference_mode
 from gradguard._eval.training_flags import Modules, call_overrides, overrides_due, tree, write_flags
 

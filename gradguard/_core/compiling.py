@@ -1,7 +1,7 @@
 """The guards as Dynamo sees them: torch's own, made anew, or classes small enough for it to follow.
 
 It does not follow subclasses of torch's guards, torch's guard instances that are stored, the shared
-instances of `_kinds` (a global object used in ``with``), `torch._C._InferenceMode` or
+instances of `guard_types` (a global object used in ``with``), `torch._C._InferenceMode` or
 `torch.is_inference_mode_enabled`. It does follow a class that calls `torch._C._set_grad_enabled` or
 `_enter_inference_mode`; but only a block of torch's own guards can it split where its body has a
 graph break: around any other, the whole frame would run uncompiled. And it knows torch's guards by

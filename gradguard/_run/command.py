@@ -1,6 +1,6 @@
 """``python -m gradguard run``: run a script unmodified, and say at its end what was found.
 
-It is run in this process, as Python would run it; what is watched is set up by `_run_observe` when
+It is run in this process, as Python would run it; what is watched is set up by `observer` when
 the script imports torch. Children of the process print no summary: one that was forked returns
 through this code, so it compares process ids.
 """
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gradguard import __version__
 from gradguard._core.frames import module_of
 from gradguard._run import program as _run_script
-from gradguard._run import texts, when_imported
+from gradguard._run import texts
 from gradguard._run.findings import ranked
 from gradguard._run.program import Program, UnrunnableError
+from gradguard._run.when_imported import when_imported
 
 if TYPE_CHECKING:
     import argparse
