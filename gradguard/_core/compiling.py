@@ -2,10 +2,11 @@
 
 It does not follow subclasses of torch's guards, torch's guard instances that are stored, the shared
 instances of `guard_types` (a global object used in ``with``), `torch._C._InferenceMode` or
-`torch.is_inference_mode_enabled`. It does follow a class that calls `torch._C._set_grad_enabled` or
-`_enter_inference_mode`; but only a block of torch's own guards can it split where its body has a
-graph break: around any other, the whole frame would run uncompiled. And it knows torch's guards by
-their names in `torch`: a project that rebinds these to gradguard's gets the classes.
+`torch.is_inference_mode_enabled`. It does follow a class that calls `torch._C._set_grad_enabled`,
+or `switch_inference` where it is new enough (`torch_versions`); but only a block of torch's own
+guards can it split where its body has a graph break: around any other, the whole frame would run
+uncompiled. And it knows torch's guards by their names in `torch`: a project that rebinds these to
+gradguard's gets the classes.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 from torch import enable_grad, inference_mode, no_grad, set_grad_enabled
 
-# Where Dynamo demands it: the only switches of inference mode that it follows inside a class.
-from torch.autograd.grad_mode import _enter_inference_mode, _exit_inference_mode
-
 from gradguard._core.state import is_grad_enabled, set_grad
+from gradguard._core.torch_versions import (
+    DYNAMO_FOLLOWS_INFERENCE,
+    switch_inference,
+    switch_inference_back,
+)
 
 
 def traced_grad(mode: bool) -> AbstractContextManager[None]:
@@ -39,7 +42,15 @@ def traced_set_grad(mode: bool) -> AbstractContextManager[None]:
 def traced_inference(mode: bool) -> AbstractContextManager[None]:
     """`inference_mode`."""
     own = torch.inference_mode is inference_mode
-    return inference_mode(mode) if own else TracedInference(mode)
+    return inference_mode(mode) if own else traced_decorated_inference(mode)
+
+
+def traced_decorated_inference(mode: bool) -> AbstractContextManager[None]:
+    """`inference_mode` around a function that is called, not a block.
+
+    torch's own would split the wrapper, too, at a graph break in the function: more recompilations.
+    """
+    return TracedInference(mode) if DYNAMO_FOLLOWS_INFERENCE else inference_mode(mode)
 
 
 class TracedGuard:
@@ -96,7 +107,7 @@ class TracedInference(TracedGuard):
     """`inference_mode`."""
 
     def __enter__(self) -> None:
-        self.token: Any = _enter_inference_mode(self.mode)  # type: ignore[no-untyped-call]
+        self.token: Any = switch_inference(self.mode)  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exc: object) -> None:
-        _exit_inference_mode(self.token)  # type: ignore[no-untyped-call]
+        switch_inference_back(self.token)  # type: ignore[no-untyped-call]

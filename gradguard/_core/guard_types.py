@@ -19,6 +19,7 @@ from gradguard._core.state import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from gradguard._core.suspended_bodies import Suspendable
 
@@ -44,7 +45,7 @@ class Guard:
     def __reduce__(self) -> str | tuple[Any, ...]:
         return self._name  # a copy or a pickle of a shared guard is that guard
 
-    def traced(self) -> _traced.TracedGuard:
+    def traced(self) -> "AbstractContextManager[None]":
         """A guard of the same effect that Dynamo can follow."""
         raise NotImplementedError
 
@@ -142,8 +143,8 @@ class _InferenceOn(Guard):
         found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
         cell[0] = (self, found, enter_inference(True), cell[0])
 
-    def traced(self) -> _traced.TracedGuard:
-        return _traced.TracedInference(True)
+    def traced(self) -> "AbstractContextManager[None]":
+        return _traced.traced_decorated_inference(True)
 
 
 class _InferenceOff(Guard):
@@ -164,8 +165,8 @@ class _InferenceOff(Guard):
         grad = outside.grad_enabled or (outside.inference_mode and _grad_around_inference())
         return GradState(grad, False)
 
-    def traced(self) -> _traced.TracedGuard:
-        return _traced.TracedInference(False)
+    def traced(self) -> "AbstractContextManager[None]":
+        return _traced.traced_decorated_inference(False)
 
 
 def _grad_around_inference() -> bool:

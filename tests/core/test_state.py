@@ -5,7 +5,7 @@ import torch
 
 from gradguard import GradState, grad_state
 from gradguard._core import compiling as _traced
-from gradguard._core import state as _state
+from gradguard._core import torch_versions
 from gradguard._core.state import enter_inference, put_back, set_inference
 
 GRAD = GradState(grad_enabled=True, inference_mode=False)
@@ -86,7 +86,7 @@ def test_put_back_brings_back_any_mode():
     put_back(GRAD)
 
 
-@pytest.mark.parametrize("entering", [enter_inference, _state._enter_in_two_calls])
+@pytest.mark.parametrize("entering", [enter_inference, torch_versions._enter_in_two_calls])
 def test_a_token_brings_back_what_it_found(entering):
     """However this torch enters inference mode, the token's exit brings both flags back."""
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_torch_has(name):
 
 def test_the_raw_grad_switch():
     """`torch._C._set_grad_enabled` switches the flag and nothing else, and is followed by name."""
-    assert _state.set_grad is torch._C._set_grad_enabled
+    assert torch_versions.set_grad is torch._C._set_grad_enabled
     assert torch._C._set_grad_enabled(False) is None
     assert grad_state() == NO_GRAD
     torch._C._set_grad_enabled(True)
@@ -173,7 +173,7 @@ def test_is_any_autocast_enabled():
 
 def test_the_function_behind_a_tokens_exit():
     """torch's token still has a plain function behind its `__exit__`, which ends it as that does."""
-    assert _state.exit_inference is not torch._C._InferenceMode.__exit__
-    token = _state.enter_inference(True)
-    _state.exit_inference(token, None, None, None)
+    assert torch_versions.exit_inference is not torch._C._InferenceMode.__exit__
+    token = torch_versions.enter_inference(True)
+    torch_versions.exit_inference(token, None, None, None)
     assert not torch.is_inference_mode_enabled()
