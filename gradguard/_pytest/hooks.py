@@ -10,16 +10,16 @@ breaks at a guard, so that its method runs while Dynamo compiles each function t
 - they record nothing then, as what they would call for that is not of torch's files.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import update_wrapper
+from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Any
 
 from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.autograd import grad_mode
 
+from gradguard._core.compiling import TORCH_GUARDS
 from gradguard._core.guard_stack import close_above
 from gradguard._core.guard_stack import thread as chain
-from gradguard._core.guard_types import Guard, SetGrad
 from gradguard._core.state import (
     GradState,
     is_grad_enabled,
@@ -27,29 +27,18 @@ from gradguard._core.state import (
     set_grad,
     set_inference,
 )
-from gradguard._core.suspended_bodies import Body
 from gradguard._pytest.scopes import Found, Leak, Scope, thread
-from gradguard._trace.open_switches import Deed, Role
-from gradguard._trace.recorder import Tracker
-
-_TORCH = (
-    grad_mode.no_grad,
-    grad_mode.enable_grad,
-    grad_mode.set_grad_enabled,
-    grad_mode.inference_mode,
+from gradguard._trace.open_switches import Cause, Role
+from gradguard._trace.patching import (
+    Patches,
+    own_methods,
+    set_grad_methods,
+    torch_methods,
 )
-_SET_GRAD = (grad_mode.set_grad_enabled, SetGrad)  # these switch when they are made
-_ROLES = {
-    "__init__": Role.CALL,
-    "__call__": Role.EXIT,  # as a decorator: it takes back what making it has switched
-    "__enter__": Role.ENTRY,
-    "__exit__": Role.EXIT,
-    "resume": Role.ENTRY,
-    "suspend": Role.EXIT,
-    "finish": Role.EXIT,
-}
-_tracker = Tracker()
-_replaced: list[tuple[type, str, Any, Any]] = []  # owner, name, what was there, what is there now
+from gradguard._trace.recorder import Recorder
+
+_recorder = Recorder()
+_patches = Patches()
 
 
 def found() -> Found:
@@ -75,44 +64,26 @@ def _put_back(before: Found, guards: list[Any]) -> None:
     torch's inference guards switch back when they are dropped, which for one that a failed test's
     traceback holds is during the next test. So they are exited; a second exit does nothing.
     """
-    _tracker.thread.busy = True
+    _recorder.thread.busy = True
     set_inference(before.inference_mode, guards)
     set_grad(before.grad_enabled)
-    _tracker.thread.busy = False
+    _recorder.thread.busy = False
 
 
 def start() -> None:
     """Have the switches in each scope recorded."""
-    for owner, name in _methods():
-        original = vars(owner)[name]
-        ours = _watched(original, _ROLES[name])
-        _replaced.append((owner, name, original, ours))
-        setattr(owner, name, ours)
+    for owner, name, role in (*torch_methods(), *own_methods(), *set_grad_methods()):
+        _patches.replace(owner, name, partial(_watched, role))
 
 
 def stop() -> None:
     """Put back what was there before."""
-    while _replaced:
-        owner, name, original, ours = _replaced.pop()
-        if vars(owner)[name] is ours:  # else another tool has replaced it since
-            setattr(owner, name, original)
+    _patches.remove()
 
 
-def _methods() -> Iterator[tuple[type, str]]:
-    for owner in (*_TORCH, Guard, *Guard.__subclasses__()):
-        yield from _defined(owner, ("__enter__", "__exit__"))
-    for owner in _SET_GRAD:
-        yield from _defined(owner, ("__init__", "__call__"))
-    yield from _defined(Body, ("resume", "suspend", "finish"))
-
-
-def _defined(owner: type, names: Iterable[str]) -> Iterator[tuple[type, str]]:
-    return ((owner, name) for name in names if name in vars(owner))
-
-
-def _watched(original: Callable[..., Any], role: Role) -> Callable[..., Any]:
+def _watched(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not thread.scopes or _tracker.thread.busy:
+        if not thread.scopes or _recorder.thread.busy:
             return original(self, *args, **kwargs)
         # None where nothing compiled is running. Setting is the only way to ask: what torch 2.6
         # has for asking drops a reference each time, and crashes. A function of our own would be
@@ -120,21 +91,21 @@ def _watched(original: Callable[..., Any], role: Role) -> Callable[..., Any]:
         if (callback := set_eval_frame(None)) is not None:
             set_eval_frame(callback)
             return original(self, *args, **kwargs)
-        if role is Role.ENTRY and isinstance(self, grad_mode.inference_mode):
+        if role is Role.ENTRY and isinstance(self, TORCH_GUARDS["inference_mode"]):
             thread.scopes[-1].inference[self] = None
-        return _watch(Deed.by(role, self), original, self, *args, **kwargs)
+        return _watch(Cause.by(role, self), original, self, *args, **kwargs)
 
     # See the top of this file. Coverage does not count its lines, therefore.
     method.__code__ = method.__code__.replace(co_filename=grad_mode.__file__)
     return update_wrapper(method, original)
 
 
-def _watch(deed: Deed, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    recording = _tracker.thread
+def _watch(cause: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    recording = _recorder.thread
     recording.busy, before = True, found()
     try:
         return call(*args, **kwargs)
     finally:
         recording.busy = False  # a guard's method calls another's: the outermost is what counts
         recording.opened = thread.scopes[-1].opened
-        _tracker.note(GradState(*before.mode), GradState(*found().mode), deed)
+        _recorder.note(GradState(*before.mode), GradState(*found().mode), cause)

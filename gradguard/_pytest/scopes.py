@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from gradguard._trace.open_switches import Opened
+    from gradguard._trace.open_switches import OpenSwitches
     from gradguard._trace.switch import Switch
 
 
@@ -50,19 +50,19 @@ class Scope:
         self.before = _found()
         self.holds = False  # whether a fixture's set-up has switched the mode until its tear-down
         self._inference: WeakKeyDictionary[Any, None] | None = None
-        self._opened: Opened | None = None
+        self._opened: OpenSwitches | None = None
 
     @property
-    def opened(self) -> "Opened":
+    def opened(self) -> "OpenSwitches":
         """The switches in this scope that are still open.
 
         Each scope has its own, so that one which switches back what an outer one holds is not
         taken for that one's end.
         """
         if self._opened is None:
-            from gradguard._trace.open_switches import Opened
+            from gradguard._trace.open_switches import OpenSwitches
 
-            self._opened = Opened({}, deque(maxlen=0))
+            self._opened = OpenSwitches({}, deque(maxlen=0))
         return self._opened
 
     @property

@@ -10,7 +10,7 @@ from gradguard._core.state import GradState, grad_state
 from gradguard._locate.where import decisive, enclosing
 from gradguard._run import texts
 from gradguard._run.findings import Finding, Site
-from gradguard._trace import recorder as _tracker
+from gradguard._trace import recorder as _recorder
 from gradguard._trace.switch import Switch
 from gradguard._trace.trace import Trace
 
@@ -41,28 +41,28 @@ class Leaks:
     def step(self) -> None:
         """Look at an optimizer step; inside an open block or decorator it is harmless."""
         state = grad_state()
-        tracker = _tracker.current
-        if state == _USUAL or tracker is None:
+        recorder = _recorder.current
+        if state == _USUAL or recorder is None:
             return
-        record = tracker.thread.opened.last()
+        record = recorder.thread.opened.last()
         if record is None or record.switch.after != state or self._is_open(state):
             return
         self._leak(record.switch, record.number).steps += 1
 
     def finish(self) -> Iterator[Finding]:
         """Stop the trace, and yield what was left switched."""
-        tracker = _tracker.current
-        if tracker is not None:
-            self._look_at_open(tracker)
+        recorder = _recorder.current
+        if recorder is not None:
+            self._look_at_open(recorder)
         self._trace.stop()
         for site, leak in self._leaks.items():
             message = texts.mode_leak(leak.after, leak.steps)
             yield Finding("mode-leak", site, message, len(leak.switches))
 
-    def _look_at_open(self, tracker: _tracker.Tracker) -> None:
+    def _look_at_open(self, recorder: _recorder.Recorder) -> None:
         alive = {thread.ident for thread in threading.enumerate()}
         main = threading.main_thread().ident
-        for record in tracker.still_open():
+        for record in recorder.still_open():
             # A thread that still runs may be in the midst of a block.
             ended = record.thread_id not in alive
             if record.thread_id == main:

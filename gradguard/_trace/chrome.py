@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gradguard._trace.switch import Record
+from gradguard._trace.switch import RecordedSwitch
 from gradguard._trace.table import change, mode, place
 
 
-def write(path: "str | os.PathLike[str]", records: Iterable[Record], end: int) -> None:
+def write(path: "str | os.PathLike[str]", records: Iterable[RecordedSwitch], end: int) -> None:
     """Write the events; `end` closes what is still open. Compressed if the name ends in .gz."""
     records = list(records)
     events = [*_thread_names(records), *(event for record in records for event in _of(record, end))]
@@ -19,7 +19,7 @@ def write(path: "str | os.PathLike[str]", records: Iterable[Record], end: int) -
     Path(path).write_bytes(gzip.compress(data) if os.fspath(path).endswith(".gz") else data)
 
 
-def _thread_names(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+def _thread_names(records: Iterable[RecordedSwitch]) -> Iterator[dict[str, Any]]:
     names = {record.thread_id: record.switch.thread for record in records}
     for thread_id, name in names.items():
         yield {
@@ -32,7 +32,7 @@ def _thread_names(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _of(record: Record, end: int) -> Iterator[dict[str, Any]]:
+def _of(record: RecordedSwitch, end: int) -> Iterator[dict[str, Any]]:
     """Yield an instant, and a slice that lasts until it is switched back.
 
     A complete event ("X") instead of a begin and an end: they nest without regard to the order of

@@ -10,7 +10,7 @@ import enum
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradguard._trace.switch import Record
+from gradguard._trace.switch import RecordedSwitch
 
 if TYPE_CHECKING:
     from gradguard._core.state import GradState
@@ -19,7 +19,7 @@ Role = enum.Enum("Role", "ENTRY EXIT CALL")
 _DEEPEST = 1000
 
 
-class Deed(NamedTuple):
+class Cause(NamedTuple):
     """What a switch was part of.
 
     `key` is the same for the entry and the exit of a guard: its id, as the guard must not be kept
@@ -31,24 +31,24 @@ class Deed(NamedTuple):
     key: int | None = None
 
     @classmethod
-    def by(cls, role: Role, owner: object) -> "Deed":
+    def by(cls, role: Role, owner: object) -> "Cause":
         """Return what `owner` (a guard, a token, the link of a decorated call) does."""
         return cls(role, id(owner))
 
 
-def _as_call(deed: Deed) -> Deed:
-    return deed if deed.role is Role.CALL else Deed(Role.CALL)
+def _as_call(cause: Cause) -> Cause:
+    return cause if cause.role is Role.CALL else Cause(Role.CALL)
 
 
-class _Opened(NamedTuple):
+class _Open(NamedTuple):
     """An open switch, or, without a record, an open block whose entry changed nothing."""
 
-    deed: Deed
+    cause: Cause
     before: "GradState"
-    record: Record | None
+    record: RecordedSwitch | None
 
 
-class Opened:
+class OpenSwitches:
     """The open switches of one thread, outermost first.
 
     Args:
@@ -57,11 +57,11 @@ class Opened:
 
     """
 
-    def __init__(self, alive: dict[int, Record], ended: deque[Record]) -> None:
-        self._stack: list[_Opened] = []
+    def __init__(self, alive: dict[int, RecordedSwitch], ended: deque[RecordedSwitch]) -> None:
+        self._stack: list[_Open] = []
         self._alive = alive
         self._ended = ended
-        self._call: tuple[_Opened, list[_Opened]] | None = None  # the last, and what it took back
+        self._call: tuple[_Open, list[_Open]] | None = None  # the last, and what it took back
 
     def __del__(self) -> None:
         """Hand over what is still open: the thread has ended."""
@@ -70,51 +70,53 @@ class Opened:
                 self._alive.pop(opened.record.number, None)
                 self._ended.append(opened.record)
 
-    def last(self) -> Record | None:
+    def last(self) -> RecordedSwitch | None:
         """Return what was switched last of all that is open."""
         return next((o.record for o in reversed(self._stack) if o.record is not None), None)
 
-    def follow(self, deed: Deed, after: "GradState", record: Record | None, now: int) -> None:
+    def follow(
+        self, cause: Cause, after: "GradState", record: RecordedSwitch | None, now: int
+    ) -> None:
         """Open or close switches; `record` is None where the mode did not change."""
         call, self._call = self._call, None
         before = after if record is None else record.switch.before
-        if deed.role is Role.ENTRY:
-            opened = _Opened(deed, before, record)
-            if record is None and call is not None and call[0].deed.key == deed.key:
+        if cause.role is Role.ENTRY:
+            opened = _Open(cause, before, record)
+            if record is None and call is not None and call[0].cause.key == cause.key:
                 opened = self._reopen(*call)
             self._open(opened)
-        elif deed.role is Role.EXIT and (at := self._entry_of(deed, after)) is not None:
+        elif cause.role is Role.EXIT and (at := self._entry_of(cause, after)) is not None:
             self._close(at, now)
         elif record is not None:
-            self._follow_call(_Opened(_as_call(deed), before, record), after, now)
+            self._follow_call(_Open(_as_call(cause), before, record), after, now)
 
-    def _follow_call(self, opened: _Opened, after: "GradState", now: int) -> None:
+    def _follow_call(self, opened: _Open, after: "GradState", now: int) -> None:
         at = self._innermost(after, within_block=True)
         if at is None:
             self._open(opened)
         self._call = opened, [] if at is None else self._close(at, now)
 
-    def _reopen(self, call: _Opened, taken_back: list[_Opened]) -> _Opened:
+    def _reopen(self, call: _Open, taken_back: list[_Open]) -> _Open:
         """Undo a call that made a `set_grad_enabled`, to take it for the entry of its ``with``."""
         if not taken_back:
             self._stack.pop()
         for opened in taken_back:
             self._open(opened)
-        return call._replace(deed=Deed(Role.ENTRY, call.deed.key))
+        return call._replace(cause=Cause(Role.ENTRY, call.cause.key))
 
-    def _entry_of(self, deed: Deed, after: "GradState") -> int | None:
+    def _entry_of(self, cause: Cause, after: "GradState") -> int | None:
         """Return the index of the block that this exit ends.
 
         It may have changed nothing and yet ends all that is in it: ``with no_grad():`` whose body
         has switched grad on. Without an entry (made before the trace, out of order, or of a
         decorated call that had nothing to switch) an exit is as good as a call.
         """
-        at = self._innermost(after, key=deed.key)
+        at = self._innermost(after, key=cause.key)
         if at is None:  # the block is over, but what it switched was left
             self._stack = [
-                opened._replace(deed=_as_call(deed)) if opened.deed.key == deed.key else opened
+                opened._replace(cause=_as_call(cause)) if opened.cause.key == cause.key else opened
                 for opened in self._stack
-                if opened.deed.key != deed.key or opened.record is not None
+                if opened.cause.key != cause.key or opened.record is not None
             ]
         return at
 
@@ -124,13 +126,13 @@ class Opened:
         """Return the index of the innermost that was opened in the mode `before`."""
         for at in range(len(self._stack) - 1, -1, -1):
             opened = self._stack[at]
-            if within_block and opened.deed.role is Role.ENTRY:
+            if within_block and opened.cause.role is Role.ENTRY:
                 return None
-            if opened.before == before and key in (None, opened.deed.key):
+            if opened.before == before and key in (None, opened.cause.key):
                 return at
         return None
 
-    def _open(self, opened: _Opened) -> None:
+    def _open(self, opened: _Open) -> None:
         if len(self._stack) >= _DEEPEST:  # blocks that are never left
             self._stack = [opened for opened in self._stack if opened.record is not None]
         self._stack.append(opened)
@@ -138,7 +140,7 @@ class Opened:
             opened.record.opens, opened.record.closed = True, None
             self._alive[opened.record.number] = opened.record
 
-    def _close(self, at: int, now: int) -> list[_Opened]:
+    def _close(self, at: int, now: int) -> list[_Open]:
         """Close all from there on; return them."""
         closed, self._stack[at:] = self._stack[at:], []
         for opened in closed:

@@ -1,183 +1,223 @@
-"""What is replaced in torch and in gradguard while a trace is active, and put back after it.
+"""The one engine that replaces attributes of torch and gradguard, and what it replaces.
 
-All switches from Python end in two C functions. What does not work:
-
-- Patching the guard classes: a direct call of ``torch._C._set_grad_enabled`` is not seen, nor are
-  objects of the same kind that others have made.
-- A `TorchFunctionMode`: it is one thread's, does not see inference mode, and makes Dynamo compile
-  anew.
-- ``sys.setprofile``: it sees all, at many times the cost, and takes the place of the user's.
-- A plain function for ``torch._C._set_grad_enabled``: Dynamo writes what it finds there into its
-  graphs, and FX, export and Dynamo know the original by membership in sets and dicts ("has a side
-  effect, never drop it"). So `_Recorded` compares equal to it.
-
-The class of inference mode's tokens is not replaced: its methods are, so tokens made before the
-trace, and by who bound the class at import, are seen.
+`trace`, ``gradguard run`` and the pytest plugin each put layers over the same attributes: a test
+may trace under the plugin, a program under ``run``, and none of them need end in the order in which
+they began. So each attribute keeps its layers, and without one of them it is built anew from what
+was there first. Where another tool has replaced the attribute since, perhaps for good, it is left
+alone: a layer must do nothing but call the original once its owner is not active.
 """
 
+import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-# Dynamo itself switches modes while it compiles, in torch's own functions: only this tells.
-from torch._guards import CompileContext
-
-from gradguard._core import compiling as _traced
+from gradguard._core import compiling
 from gradguard._core import state as _state
 from gradguard._core.frames import is_ours
-from gradguard._core.guard_types import Guard
-from gradguard._core.state import grad_state, is_dynamo_compiling
+from gradguard._core.guard_types import Guard, SetGrad
 from gradguard._core.suspended_bodies import Body
-from gradguard._trace import recorder as _tracker
-from gradguard._trace.open_switches import Deed, Role
-from gradguard._trace.recorder import Tracker
-from gradguard._trace.switch import Record
+from gradguard._trace.open_switches import Role
 
-_TOKEN = torch._C._InferenceMode  # noqa: SLF001 (its methods are what is replaced)
-_lock = threading.Lock()
-_replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what was there, what is there now
+Make: TypeAlias = Callable[[Any], Any]
+"""Makes the replacement of what it is given; called again when layers below are removed."""
 
-
-class _Recorded:
-    """Stands for ``torch._C._set_grad_enabled``; also in a graph that outlives the trace."""
-
-    __name__ = __qualname__ = "_set_grad_enabled"
-    __module__ = "torch._C"  # FX writes code that looks it up there when it runs
-
-    def __init__(self, original: Callable[..., Any]) -> None:
-        self.original = original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _watch(Deed(Role.CALL), self.original, *args, **kwargs)
-
-    def __eq__(self, other: object) -> bool:
-        return other is self or other is self.original
-
-    def __hash__(self) -> int:
-        return hash(self.original)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _original, ()  # a copy or a pickle, say of a graph, is the original
+_NOTHING = object()
+_LEFT_OUT = (compiling.__name__, "gradguard._trace.")  # these have the originals and replacements
 
 
-_OURS = _Recorded(_state.set_grad)
+class Patches:
+    """What one tool replaces, until `remove`."""
+
+    def __init__(self) -> None:
+        self._layers: list[tuple[_Place, _Layer]] = []
+
+    def replace(self, owner: Any, name: str, make: Make) -> None:
+        """Put a layer over an attribute of a class or module; one that is inherited, over that."""
+        with _lock:
+            self._add(_attribute(owner, name), make)
+
+    def replace_bound(self, value: Any, make: Make) -> None:
+        """Put a layer over a value wherever modules of gradguard have bound it by name.
+
+        Those imported later, too, as they take it from one of these. What Dynamo follows is left
+        out: it would compile anew.
+        """
+        with _lock:
+            self._add(_bound.setdefault(id(value), _Bound(value)), make)
+
+    def remove(self) -> None:
+        """Take all layers off again, the last first."""
+        with _lock:
+            while self._layers:
+                place, layer = self._layers.pop()
+                place.layers.remove(layer)
+                place.build()
+
+    def _add(self, place: "_Place", make: Make) -> None:
+        layer = _Layer(make)
+        place.layers.append(layer)
+        self._layers.append((place, layer))
+        place.build()
 
 
-def _original() -> Callable[..., Any]:
-    return _OURS.original
+class _Layer:
+    """One tool's replacement, made anew only where what lies below it is another."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._below: Any = _NOTHING
+        self._made: Any = None
+
+    def over(self, below: Any) -> Any:
+        if below is not self._below:
+            self._below, self._made = below, self._make(below)
+        return self._made
 
 
-def _watch(otherwise: Deed, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    tracker = _tracker.current
-    if is_dynamo_compiling() or tracker is None or CompileContext.try_get() is not None:
-        return call(*args, **kwargs)
-    thread = tracker.thread
-    if thread.busy:  # torch hands a call to the thread's TorchFunctionMode, which makes it again
-        return call(*args, **kwargs)
-    thread.busy, before = True, grad_state()
-    try:
-        return call(*args, **kwargs)
-    finally:
-        thread.busy = False
-        tracker.note(before, grad_state(), otherwise)
+class _Place:
+    """What is replaced, and the layers over it, innermost first."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = self.current = original
+        self.layers: list[_Layer] = []
+
+    def build(self) -> None:
+        value = self.original
+        for layer in self.layers:
+            value = layer.over(value)
+        if self.put(value):
+            self.current = value
+
+    def put(self, value: Any) -> bool:
+        """Put `value` in the place of the current one; tell whether that was possible."""
+        raise NotImplementedError
 
 
-def _method(original: Callable[..., Any], role: Role) -> Callable[..., Any]:
-    def method(owner: Any, *args: Any) -> Any:
-        return _watch(Deed.by(role, owner), original, owner, *args)
+class _Attribute(_Place):
+    def __init__(self, owner: Any, name: str) -> None:
+        super().__init__(vars(owner).get(name, _NOTHING))
+        self.owner = owner
+        self.name = name
+        self.inherited = self.original is _NOTHING
+        if self.inherited:
+            self.original = getattr(owner, name)
 
-    return method
+    def put(self, value: Any) -> bool:
+        if not self.is_in_place():
+            return False
+        if value is self.original and self.inherited:
+            if self.name in vars(self.owner):
+                delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, value)
+        return True
+
+    def is_in_place(self) -> bool:
+        """Tell whether nobody else has replaced it since."""
+        there = vars(self.owner).get(self.name, _NOTHING)
+        return there is self.current or (there is _NOTHING and self.current is self.original)
 
 
-def _function(original: Callable[..., Any]) -> Callable[..., Any]:
-    def function(*args: Any) -> Any:
-        return _watch(Deed(Role.CALL), original, *args)
-
-    return function
-
-
-# Bound by name in gradguard's modules; set_inference and put_back set more than once.
-_REBOUND: list[tuple[object, object]] = [
-    (_OURS.original, _OURS),
-    (_state.set_inference, _function(_state.set_inference)),
-    (_state.put_back, _function(_state.put_back)),
-    (_state.exit_inference, _method(_state.exit_inference, Role.EXIT)),
-]
+class _Bound(_Place):
+    def put(self, value: Any) -> bool:
+        for name, module in list(sys.modules.items()):
+            if is_ours(name) and not name.startswith(_LEFT_OUT):
+                for key in [key for key, there in vars(module).items() if there is self.current]:
+                    setattr(module, key, value)
+        return True
 
 
-def start(ring: deque[Record]) -> tuple[Tracker, int]:
-    """Have every switch from now on recorded in `ring`, too; return the last number before."""
+_attributes: dict[tuple[int, str], _Attribute] = {}
+_bound: dict[int, _Bound] = {}  # by id: of values that this module or a place keeps alive
+
+
+def _attribute(owner: Any, name: str) -> _Attribute:
+    place = _attributes.get((id(owner), name))
+    if place is None or not place.is_in_place() or not place.layers:
+        place = _attributes[id(owner), name] = _Attribute(owner, name)
+    return place
+
+
+def replaced() -> list[str]:
+    """Name all that is replaced now, such as ``torch.nn.modules.module.Module.train``."""
     with _lock:
-        tracker = _tracker.current
-        if tracker is None:
-            tracker = _tracker.current = Tracker()
-            _replace_all()
-        before = tracker.latest
-        tracker.rings = (*tracker.rings, ring)
-        return tracker, before
+        places = [place for place in _attributes.values() if place.layers]
+        return [f"{_name(place.owner)}.{place.name}" for place in places]
 
 
-def stop(ring: deque[Record]) -> None:
-    """Stop recording in `ring`; after the last one the process is as it was before the first."""
-    with _lock:
-        tracker = _tracker.current
-        if tracker is None:
-            return
-        tracker.rings = tuple(other for other in tracker.rings if other is not ring)
-        if not tracker.rings:
-            _tracker.current = None
-            _put_back_all()
+def _name(owner: Any) -> str:
+    is_class = isinstance(owner, type)
+    return f"{owner.__module__}.{owner.__qualname__}" if is_class else str(owner.__name__)
 
 
-def _replace_all() -> None:
-    direct = torch._C._set_grad_enabled  # noqa: SLF001 (what is replaced)
-    ours = _OURS if direct is _OURS.original else _Recorded(direct)
-    _replace(torch._C, "_set_grad_enabled", ours)  # noqa: SLF001
-    for owner, name, role in _methods():
-        _replace(owner, name, _method(vars(owner)[name], role))
-    for original, recorded in _REBOUND:
-        _rebind(original, recorded)
+_lock = threading.RLock()
 
 
-def _methods() -> Iterator[tuple[type, str, Role]]:
-    """Yield inference mode's tokens, and what makes one switch of several settings."""
-    yield _TOKEN, "__init__" if _state.enter_inference is _TOKEN else "__enter__", Role.ENTRY
-    yield _TOKEN, "__exit__", Role.EXIT
-    yield Body, "resume", Role.ENTRY
-    yield Body, "suspend", Role.EXIT
-    yield Body, "finish", Role.EXIT
+def _unlock() -> None:
+    """Make the lock anew in a child that was forked while another thread held it."""
+    global _lock  # noqa: PLW0603 (a lock cannot be reset)
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_unlock)
+
+
+class Method(NamedTuple):
+    """A method that switches the mode: what it is to the object that it is called on."""
+
+    owner: type
+    name: str
+    role: Role
+
+
+TOKEN = torch._C._InferenceMode  # noqa: SLF001 (its methods are what is replaced)
+
+
+def token_methods() -> Iterator[Method]:
+    """Yield the switches of inference mode in C.
+
+    The class is not replaced: its methods are, so tokens made before, and by who bound the class
+    at import, are seen.
+    """
+    constructing = _state.enter_inference is TOKEN
+    yield Method(TOKEN, "__init__" if constructing else "__enter__", Role.ENTRY)
+    yield Method(TOKEN, "__exit__", Role.EXIT)
+
+
+def own_methods() -> Iterator[Method]:
+    """Yield the methods of gradguard that make one switch of several settings."""
+    yield Method(Body, "resume", Role.ENTRY)
+    yield Method(Body, "suspend", Role.EXIT)
+    yield Method(Body, "finish", Role.EXIT)
     classes: list[type] = [Guard]
     for each in classes:
         classes += each.__subclasses__()
-        for name, role in (("__enter__", Role.ENTRY), ("__exit__", Role.EXIT)):
-            if name in vars(each):
-                yield each, name, role
+        yield from _entry_and_exit(each)
 
 
-def _replace(owner: Any, name: str, ours: Any) -> None:
-    _replaced.append((owner, name, vars(owner)[name], ours))
-    setattr(owner, name, ours)
+def torch_methods() -> Iterator[Method]:
+    """Yield the entries and exits of torch's guards, whatever ``torch.no_grad`` is bound to now."""
+    for each in compiling.TORCH_GUARDS.values():
+        yield from _entry_and_exit(each)
 
 
-def _put_back_all() -> None:
-    while _replaced:
-        owner, name, original, ours = _replaced.pop()
-        if vars(owner)[name] is ours:  # else another tool has replaced it since, perhaps for good
-            setattr(owner, name, original)
-    for original, recorded in _REBOUND:
-        _rebind(recorded, original)
+def set_grad_methods() -> Iterator[Method]:
+    """Yield what `set_grad_enabled` does besides: it switches when it is made.
 
-
-def _rebind(old: object, new: object) -> None:
-    """Rebind gradguard's own globals, also of modules that were imported during the trace.
-
-    Those of `_traced` are left: only Dynamo runs it, and would compile anew.
+    As a decorator it takes back what making it has switched.
     """
-    for name, module in list(sys.modules.items()):
-        if is_ours(name) and name not in (_traced.__name__, __name__):
-            for key in [key for key, value in vars(module).items() if value is old]:
-                setattr(module, key, new)
+    for each in (compiling.TORCH_GUARDS["set_grad_enabled"], SetGrad):
+        yield from _defined(each, {"__init__": Role.CALL, "__call__": Role.EXIT})
+
+
+def _entry_and_exit(owner: type) -> Iterator[Method]:
+    return _defined(owner, {"__enter__": Role.ENTRY, "__exit__": Role.EXIT})
+
+
+def _defined(owner: type, roles: dict[str, Role]) -> Iterator[Method]:
+    return (Method(owner, name, role) for name, role in roles.items() if name in vars(owner))

@@ -1,4 +1,4 @@
-"""What is recorded while any trace is active: one tracker for all threads and all traces.
+"""What is recorded while any trace is active: one recorder for all threads and all traces.
 
 No lock is taken where a switch is recorded: a process that forks while another thread holds one
 would hang in the child, as DataLoader workers do. Appending to a deque, setting and removing a key
@@ -16,9 +16,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from gradguard._core.frames import _is_plumbing, module_of, outwards
-from gradguard._trace.open_switches import Deed, Opened
-from gradguard._trace.roles import deed_of
-from gradguard._trace.switch import Record, Switch
+from gradguard._trace.causes import cause_of
+from gradguard._trace.open_switches import Cause, OpenSwitches
+from gradguard._trace.switch import RecordedSwitch, Switch
 from gradguard._trace.table import origin, place
 
 if TYPE_CHECKING:
@@ -29,43 +29,43 @@ _MOST_OF_ENDED_THREADS = 1000
 
 
 class _Thread(threading.local):
-    def __init__(self, opened: Callable[[], Opened]) -> None:
+    def __init__(self, opened: Callable[[], OpenSwitches]) -> None:
         self.opened = opened()
         self.busy = False  # whether a recorded function is running: it may call itself
 
 
-class Tracker:
+class Recorder:
     """The rings of the active traces, and the switches that are still open."""
 
     def __init__(self) -> None:
-        self.rings: tuple[deque[Record], ...] = ()
+        self.rings: tuple[deque[RecordedSwitch], ...] = ()
         self._numbers = itertools.count()
         self.latest = -1  # the number of the last record
-        self._alive: dict[int, Record] = {}
-        self._ended: deque[Record] = deque(maxlen=_MOST_OF_ENDED_THREADS)
+        self._alive: dict[int, RecordedSwitch] = {}
+        self._ended: deque[RecordedSwitch] = deque(maxlen=_MOST_OF_ENDED_THREADS)
         alive, ended = self._alive, self._ended  # not self: a thread's end must free its part
-        self.thread = _Thread(lambda: Opened(alive, ended))
+        self.thread = _Thread(lambda: OpenSwitches(alive, ended))
         self._plumbing: dict[tuple[str, str], bool] = {}
 
-    def note(self, before: "GradState", after: "GradState", otherwise: Deed) -> None:
-        """Record what the caller has done to the mode, if it changed."""
+    def note(self, before: "GradState", after: "GradState", otherwise: Cause) -> None:
+        """RecordedSwitch what the caller has done to the mode, if it changed."""
         frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
         now, record = perf_counter_ns(), None
-        deed = deed_of(frame, otherwise)
+        cause = cause_of(frame, otherwise)
         if before != after:
-            record = Record(
+            record = RecordedSwitch(
                 self._switch(frame, before, after),
                 number=next(self._numbers),
                 thread_id=threading.get_ident(),
                 at=now,
             )
-        self.thread.opened.follow(deed, after, record, now)
+        self.thread.opened.follow(cause, after, record, now)
         if record is not None:
             self.latest = record.number
             for ring in self.rings:
                 ring.append(record)
 
-    def still_open(self) -> list[Record]:
+    def still_open(self) -> list[RecordedSwitch]:
         """Return the open switches of all threads, those left by ended threads included."""
         return [*snapshot(self._ended), *snapshot(self._alive.values())]
 
@@ -92,7 +92,7 @@ class Tracker:
         return last
 
 
-current: Tracker | None = None  # None: no trace is active
+current: Recorder | None = None  # None: no trace is active
 
 
 def snapshot(items: Collection[T]) -> list[T]:

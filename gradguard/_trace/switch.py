@@ -22,7 +22,7 @@ class Switch(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
-class Record:
+class RecordedSwitch:
     """A switch with what is needed to order, pair and draw it; times in nanoseconds."""
 
     switch: Switch

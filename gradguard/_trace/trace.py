@@ -7,9 +7,9 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 from gradguard._trace import chrome as _chrome
-from gradguard._trace import patching as _patches
+from gradguard._trace import recording as _recording
 from gradguard._trace.recorder import snapshot
-from gradguard._trace.switch import Record, Switch
+from gradguard._trace.switch import RecordedSwitch, Switch
 from gradguard._trace.table import bad_limit, brief, mode, place, table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _MOST_ROWS = 1000
 
 @contextmanager
 def trace(limit: int = 50_000) -> "Generator[Trace, None, None]":
-    """Record every switch of the mode while the block runs, in all threads.
+    """RecordedSwitch every switch of the mode while the block runs, in all threads.
 
     By torch's four guards, direct calls of ``torch._C._set_grad_enabled``, gradguard's guards and
     decorators, and bodies that are suspended and resumed under a mode of their own. A switch is a
@@ -66,10 +66,10 @@ class Trace:
     """
 
     def __init__(self, limit: int) -> None:
-        self._ring: deque[Record] = deque(maxlen=limit)
-        self._left: list[Record] | None = None
+        self._ring: deque[RecordedSwitch] = deque(maxlen=limit)
+        self._left: list[RecordedSwitch] | None = None
         self._end = 0
-        self._tracker, self._before = _patches.start(self._ring)
+        self._recorder, self._before = _recording.start(self._ring)
 
     def __iter__(self) -> Iterator[Switch]:
         return iter([record.switch for record in self._records()])
@@ -114,22 +114,22 @@ class Trace:
         _chrome.write(path, self._records(), self._end or perf_counter_ns())
 
     def stop(self) -> None:
-        """Record no more, and remember what is still open; done at the end of the block."""
+        """RecordedSwitch no more, and remember what is still open; done at the end of the block."""
         self._left, self._end = self._open(), perf_counter_ns()
-        _patches.stop(self._ring)
+        _recording.stop(self._ring)
 
-    def _open(self) -> list[Record]:
+    def _open(self) -> list[RecordedSwitch]:
         if self._left is not None:
             return self._left
-        opened = (r for r in self._tracker.still_open() if r.number > self._before)
+        opened = (r for r in self._recorder.still_open() if r.number > self._before)
         return sorted(opened, key=_number)
 
-    def _records(self) -> list[Record]:
+    def _records(self) -> list[RecordedSwitch]:
         found = {record.number: record for record in (*self._open(), *snapshot(self._ring))}
         return sorted(found.values(), key=_number)
 
 
-def _number(record: Record) -> int:
+def _number(record: RecordedSwitch) -> int:
     return record.number
 
 

@@ -28,8 +28,9 @@ from gradguard import GradModeError, GradState, grad_state
 from gradguard._core import state as _state
 from gradguard._core.guard_types import INFERENCE_ON, Guard
 from gradguard._core.suspended_bodies import Body
-from gradguard._trace import patching as _patches
-from gradguard._trace import recorder as _tracker
+from gradguard._trace import patching
+from gradguard._trace import recorder as _recorder
+from gradguard._trace import recording as _recording
 from gradguard._trace.recorder import recorded_origin, snapshot
 from gradguard._trace.table import bad_limit, mode, origin, table
 from gradguard._trace.trace import Trace, trace
@@ -44,7 +45,7 @@ HERE = __file__
 @pytest.fixture(autouse=True)
 def _mode_put_back():
     yield
-    assert _tracker.current is None
+    assert _recorder.current is None
     torch.set_grad_enabled(True)
 
 
@@ -108,7 +109,7 @@ def test_each_guard_records_its_entry_and_its_exit(library, name, mode, before, 
         with getattr(library, name)(*mode):
             expected = line(-1)
         assert grad_state() == before
-        assert _tracker.current.thread.opened.last() is None
+        assert _recorder.current.thread.opened.last() is None
     assert changes(found) == [(before, after), (after, before)]
     assert lines(found) == [expected] * 2
     (switch, _) = found
@@ -592,7 +593,7 @@ def test_whatever_is_nested_is_recorded_and_closed(seed, leak_first):
             run(3)
         assert grad_state() == before
         left = [switch.lineno for switch in found.left_switched()]
-        last = _tracker.current.thread.opened.last()
+        last = _recorder.current.thread.opened.last()
     torch.set_grad_enabled(True)
     assert left == ([leak] if leak_first else [])
     assert (last is not None) == leak_first
@@ -626,7 +627,7 @@ def test_blocks_that_are_never_left_do_not_pile_up(monkeypatch):
     with trace() as found:
         for _ in range(100):
             torch.no_grad().__enter__()
-        assert len(_tracker.current.thread.opened._stack) <= 8
+        assert len(_recorder.current.thread.opened._stack) <= 8
         assert len(found.left_switched()) == 1
         torch.set_grad_enabled(True)
 
@@ -647,7 +648,7 @@ def test_one_torch_guard_entered_twice_is_what_left_grad_off():
 
 def test_what_ended_threads_left_is_bounded(monkeypatch):
     """A server that ends a thread with grad off for each request does not fill memory."""
-    monkeypatch.setattr(_tracker, "_MOST_OF_ENDED_THREADS", 3)
+    monkeypatch.setattr(_recorder, "_MOST_OF_ENDED_THREADS", 3)
     with trace(limit=2) as found:
         for at in range(8):
             worker = threading.Thread(target=torch.set_grad_enabled, args=(False,), name=f"w{at}")
@@ -937,13 +938,20 @@ def test_forked_child_of_a_busy_process_can_go_on():
 
 
 def test_nothing_is_imported_of_torch_to_say_where():
-    """The module that assertions and the pytest plugin ask does not import torch."""
-    program = "import sys, gradguard._trace.recorder; assert 'torch' not in sys.modules"
+    """What the pytest plugin uses of it does not import torch."""
+    program = (
+        "import sys, gradguard._trace.open_switches, gradguard._trace.table\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_no_trace_costs_nothing():
     """When none is active nothing is replaced, so nothing can cost."""
-    assert _tracker.current is None
-    assert _patches._replaced == []
-    assert not isinstance(torch._C._set_grad_enabled, _patches._Recorded)
+    assert _recorder.current is None
+    before = patching.replaced()
+    with trace():
+        assert len(patching.replaced()) > len(before)
+    assert patching.replaced() == before
+    assert "torch._C._set_grad_enabled" not in before
+    assert not isinstance(torch._C._set_grad_enabled, _recording._Recorded)

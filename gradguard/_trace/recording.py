@@ -1,0 +1,138 @@
+"""What is recorded while a trace is active, and by what in torch's and gradguard's places.
+
+All switches from Python end in two C functions. What does not work:
+
+- Patching the guard classes: a direct call of ``torch._C._set_grad_enabled`` is not seen, nor are
+  objects of the same kind that others have made.
+- A `TorchFunctionMode`: it is one thread's, does not see inference mode, and makes Dynamo compile
+  anew.
+- ``sys.setprofile``: it sees all, at many times the cost, and takes the place of the user's.
+- A plain function for ``torch._C._set_grad_enabled``: Dynamo writes what it finds there into its
+  graphs, and FX, export and Dynamo know the original by membership in sets and dicts ("has a side
+  effect, never drop it"). So `_Recorded` compares equal to it.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+# Dynamo itself switches modes while it compiles, in torch's own functions: only this tells.
+from torch._guards import CompileContext
+
+from gradguard._core import state as _state
+from gradguard._core.state import grad_state, is_dynamo_compiling
+from gradguard._trace import recorder as _recorder
+from gradguard._trace.open_switches import Cause, Role
+from gradguard._trace.patching import Patches, own_methods, token_methods
+from gradguard._trace.recorder import Recorder
+from gradguard._trace.switch import RecordedSwitch
+
+_lock = threading.Lock()
+_patches = Patches()
+
+
+class _Recorded:
+    """Stands for ``torch._C._set_grad_enabled``; also in a graph that outlives the trace."""
+
+    __name__ = __qualname__ = "_set_grad_enabled"
+    __module__ = "torch._C"  # FX writes code that looks it up there when it runs
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _watch(Cause(Role.CALL), self.original, *args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.original
+
+    def __hash__(self) -> int:
+        return hash(self.original)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _original, ()  # a copy or a pickle, say of a graph, is the original
+
+
+_OURS = _Recorded(_state.set_grad)
+
+
+def _original() -> Callable[..., Any]:
+    return _OURS.original
+
+
+def _recorded(direct: Callable[..., Any]) -> _Recorded:
+    return _OURS if direct is _OURS.original else _Recorded(direct)
+
+
+def _watch(otherwise: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    recorder = _recorder.current
+    if is_dynamo_compiling() or recorder is None or CompileContext.try_get() is not None:
+        return call(*args, **kwargs)
+    thread = recorder.thread
+    if thread.busy:  # torch hands a call to the thread's TorchFunctionMode, which makes it again
+        return call(*args, **kwargs)
+    thread.busy, before = True, grad_state()
+    try:
+        return call(*args, **kwargs)
+    finally:
+        thread.busy = False
+        recorder.note(before, grad_state(), otherwise)
+
+
+def _method(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(owner: Any, *args: Any) -> Any:
+        return _watch(Cause.by(role, owner), original, owner, *args)
+
+    return method
+
+
+def _function(original: Callable[..., Any]) -> Callable[..., Any]:
+    def function(*args: Any) -> Any:
+        return _watch(Cause(Role.CALL), original, *args)
+
+    return function
+
+
+# Bound by name in gradguard's modules; set_inference and put_back set more than once.
+_BOUND: list[tuple[Any, Callable[[Any], Any]]] = [
+    (_OURS.original, lambda _: _OURS),
+    (_state.set_inference, _function),
+    (_state.put_back, _function),
+    (_state.exit_inference, partial(_method, Role.EXIT)),
+]
+
+
+def start(ring: deque[RecordedSwitch]) -> tuple[Recorder, int]:
+    """Have every switch from now on recorded in `ring`, too; return the last number before."""
+    with _lock:
+        recorder = _recorder.current
+        if recorder is None:
+            recorder = _recorder.current = Recorder()
+            _replace()
+        before = recorder.latest
+        recorder.rings = (*recorder.rings, ring)
+        return recorder, before
+
+
+def stop(ring: deque[RecordedSwitch]) -> None:
+    """Stop recording in `ring`; after the last one the process is as it was before the first."""
+    with _lock:
+        recorder = _recorder.current
+        if recorder is None:
+            return
+        recorder.rings = tuple(other for other in recorder.rings if other is not ring)
+        if not recorder.rings:
+            _recorder.current = None
+            _patches.remove()
+
+
+def _replace() -> None:
+    _patches.replace(torch._C, "_set_grad_enabled", _recorded)  # noqa: SLF001
+    for owner, name, role in (*token_methods(), *own_methods()):
+        _patches.replace(owner, name, partial(_method, role))
+    for value, make in _BOUND:
+        _patches.replace_bound(value, make)
