@@ -1,5 +1,10 @@
 """The two errors and the warning that gradguard raises."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradguard._findings.finding import Finding
+
 
 class GradModeError(AssertionError):
     """A grad mode, an eval mode or a gradient is not what the code at this line needs.
@@ -7,7 +12,13 @@ class GradModeError(AssertionError):
     It is an `AssertionError`, so test runners report it as a failure; it is raised by ordinary
     calls, so ``python -O`` keeps it. The message says what is wrong, where the mode was switched
     and what to do; usually that is to end the guard it names before the failing line.
+
+    Attributes:
+        finding: what a watch found, field by field; None for the assertions.
+
     """
+
+    finding: "Finding | None" = None
 
 
 class GradLeakError(GradModeError):

@@ -9,7 +9,7 @@ uncompiled. And it knows torch's guards by their names in `torch`: a project tha
 gradguard's gets the classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,14 +22,6 @@ from gradguard._core.torch_versions import (
     switch_inference,
     switch_inference_back,
 )
-
-# torch's own four classes, also where a project has rebound their names since.
-TORCH_GUARDS: Mapping[str, type] = {
-    "no_grad": no_grad,
-    "enable_grad": enable_grad,
-    "set_grad_enabled": set_grad_enabled,
-    "inference_mode": inference_mode,
-}
 
 
 def traced_grad(mode: bool) -> AbstractContextManager[None]:

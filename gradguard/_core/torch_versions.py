@@ -7,7 +7,7 @@ Everything is bound once, at import: a project may rebind ``torch.no_grad`` and 
 gradguard's, and a look-up at run time would then find gradguard itself and recurse.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -26,6 +26,14 @@ is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # noqa: SLF001 (see
 # nobody uses. Dynamo, make_fx and torch.export all follow this name.
 set_grad = torch._C._set_grad_enabled  # noqa: SLF001 (see above)
 
+# torch's own four guards, also where a project has rebound their names since.
+TORCH_GUARDS: Mapping[str, type] = {
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+    "set_grad_enabled": torch.set_grad_enabled,
+    "inference_mode": torch.inference_mode,
+}
+
 # The class of what switches inference mode. torch has no public way to do it but
 # torch.inference_mode, whose exit cannot be told which state to bring back.
 INFERENCE_TOKEN = torch._C._InferenceMode  # noqa: SLF001 (see above)
@@ -39,6 +47,7 @@ DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by num
 __all__ = [
     "DYNAMO_FOLLOWS_INFERENCE",
     "INFERENCE_TOKEN",
+    "TORCH_GUARDS",
     "CompileContext",
     "InferenceToken",
     "enter_inference",

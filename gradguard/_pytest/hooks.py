@@ -17,7 +17,6 @@ from typing import Any
 from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.autograd import grad_mode
 
-from gradguard._core.compiling import TORCH_GUARDS
 from gradguard._core.guard_stack import close_above
 from gradguard._core.guard_stack import thread as chain
 from gradguard._core.state import (
@@ -27,6 +26,7 @@ from gradguard._core.state import (
     set_grad,
     set_inference,
 )
+from gradguard._core.torch_versions import TORCH_GUARDS
 from gradguard._pytest.scopes import Found, Leak, Scope, thread
 from gradguard._trace.open_switches import Cause, Role
 from gradguard._trace.patching import (

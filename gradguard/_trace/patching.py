@@ -13,13 +13,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
-
 from gradguard._core import compiling
-from gradguard._core import state as _state
 from gradguard._core.frames import is_ours
 from gradguard._core.guard_types import Guard, SetGrad
 from gradguard._core.suspended_bodies import Body
+from gradguard._core.torch_versions import INFERENCE_TOKEN, TORCH_GUARDS, enter_inference
 from gradguard._trace.open_switches import Role
 
 Make: TypeAlias = Callable[[Any], Any]
@@ -48,6 +46,11 @@ class Patches:
         """
         with _lock:
             self._add(_bound.setdefault(id(value), _Bound(value)), make)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is replaced."""
+        return bool(self._layers)
 
     def remove(self) -> None:
         """Take all layers off again, the last first."""
@@ -175,18 +178,15 @@ class Method(NamedTuple):
     role: Role
 
 
-TOKEN = torch._C._InferenceMode  # noqa: SLF001 (its methods are what is replaced)
-
-
 def token_methods() -> Iterator[Method]:
     """Yield the switches of inference mode in C.
 
     The class is not replaced: its methods are, so tokens made before, and by who bound the class
     at import, are seen.
     """
-    constructing = _state.enter_inference is TOKEN
-    yield Method(TOKEN, "__init__" if constructing else "__enter__", Role.ENTRY)
-    yield Method(TOKEN, "__exit__", Role.EXIT)
+    constructing = enter_inference is INFERENCE_TOKEN
+    yield Method(INFERENCE_TOKEN, "__init__" if constructing else "__enter__", Role.ENTRY)
+    yield Method(INFERENCE_TOKEN, "__exit__", Role.EXIT)
 
 
 def own_methods() -> Iterator[Method]:
@@ -202,7 +202,7 @@ def own_methods() -> Iterator[Method]:
 
 def torch_methods() -> Iterator[Method]:
     """Yield the entries and exits of torch's guards, whatever ``torch.no_grad`` is bound to now."""
-    for each in compiling.TORCH_GUARDS.values():
+    for each in TORCH_GUARDS.values():
         yield from _entry_and_exit(each)
 
 
@@ -211,7 +211,7 @@ def set_grad_methods() -> Iterator[Method]:
 
     As a decorator it takes back what making it has switched.
     """
-    for each in (compiling.TORCH_GUARDS["set_grad_enabled"], SetGrad):
+    for each in (TORCH_GUARDS["set_grad_enabled"], SetGrad):
         yield from _defined(each, {"__init__": Role.CALL, "__call__": Role.EXIT})
 
 

@@ -20,11 +20,9 @@ from typing import Any
 
 import torch
 
-# Dynamo itself switches modes while it compiles, in torch's own functions: only this tells.
-from torch._guards import CompileContext
-
 from gradguard._core import state as _state
 from gradguard._core.state import grad_state, is_dynamo_compiling
+from gradguard._core.torch_versions import CompileContext
 from gradguard._trace import recorder as _recorder
 from gradguard._trace.open_switches import Cause, Role
 from gradguard._trace.patching import Patches, own_methods, token_methods

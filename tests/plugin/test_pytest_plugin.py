@@ -1099,7 +1099,7 @@ def test_importing_the_plugin_imports_no_torch():
 @pytest.fixture
 def switching():
     """Let a test put the patches on and off; afterwards they are as before."""
-    active = bool(_pytest_watch._replaced)
+    active = _pytest_watch._patches.active
     yield _pytest_watch
     _pytest_watch.stop()
     if active:
@@ -1248,7 +1248,7 @@ def test_replacing_lasts_as_long_as_any_session(switching, monkeypatch):
     assert _pytest_scopes._torch_side() is _pytest_watch
     _pytest_scopes.begin_session()
     _pytest_scopes.end_session()
-    assert _pytest_watch._replaced
+    assert _pytest_watch._patches.active
     _pytest_scopes.end_session()
 
 
