@@ -1,5 +1,9 @@
 """What the whole suite shares."""
 
+import sys
+import textwrap
+
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["pytester"]
@@ -14,3 +18,26 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "leaks_grad_mode(reason): the test leaves the grad mode switched on purpose"
     )
+
+
+@pytest.fixture
+def some_trainer(tmp_path, monkeypatch):
+    """Install a training library whose `main(look)` calls `look` under torch.no_grad()."""
+    folder = tmp_path / "site-packages" / "some_trainer"
+    folder.mkdir(parents=True)
+    source = """
+        import torch
+
+        def run(look):
+            with torch.no_grad():
+                return look()
+
+        def main(look):
+            return run(look)
+    """
+    (folder / "__init__.py").write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(folder.parent)
+    import some_trainer
+
+    yield some_trainer
+    del sys.modules["some_trainer"]

@@ -10,6 +10,7 @@ from inspect import getattr_static
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
+from gradguard._core.frames import Line
 from gradguard._locate.blocks import (
     Position,
     Scope,
@@ -46,6 +47,7 @@ class Block:
     may have run), "stack" (an ExitStack), "decorator", "call" (of torch, which switches inside) or
     "unread" (no source). `source` is the stripped line, None where it cannot be read. `certain` is
     whether it has switched the mode of this code: a statement further up may have been skipped.
+    `caller` is the user's line where this one is a library's.
     """
 
     switch: Switch
@@ -55,6 +57,13 @@ class Block:
     function: str
     source: str | None
     certain: bool
+    caller: Line | None = None
+
+    @property
+    def line(self) -> Line:
+        """The line to name: the user's, with that of a library in it."""
+        own = Line(self.filename, self.lineno, self.function)
+        return own if self.caller is None else self.caller._replace(library=own)
 
     @property
     def kind(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from gradguard._core.frames import module_of, outwards
+from gradguard._core.frames import is_library, module_of, outwards, user_line
 from gradguard._locate.enclosing import Block, blocks_in
 from gradguard._locate.torch_frames import origin_of
 from gradguard._locate.where_text import describe, failed
@@ -42,7 +42,12 @@ def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:
 
 def _around(frame: FrameType, callee: FrameType | None, seen: set[int]) -> list[Block]:
     origin = origin_of(frame, callee)
-    return blocks_in(frame, seen) if origin is None else origin
+    blocks = blocks_in(frame, seen) if origin is None else origin
+    return [_with_caller(block, frame) for block in blocks]
+
+
+def _with_caller(block: Block, frame: FrameType) -> Block:
+    return replace(block, caller=user_line(frame)) if is_library(block.filename) else block
 
 
 def decisive(blocks: Iterable[Block], state: "GradState") -> Block | None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from gradguard._core.frames import Line
+from gradguard._core.places import place, written
 from gradguard._core.text import one_line
 
 _SHOWN = 5
@@ -30,6 +32,8 @@ class Block(Protocol):
     def function(self) -> str: ...
     @property
     def source(self) -> str | None: ...
+    @property
+    def caller(self) -> Line | None: ...
 
 
 _HOW = {
@@ -46,9 +50,12 @@ _HOW = {
 def block_text(block: Block) -> str:
     """Say in one line what switches, how, and where."""
     text = _HOW[block.how].format(
-        kind=block.kind, place=f"{block.filename}:{block.lineno}", function=block.function
+        kind=block.kind, place=place(block.filename, block.lineno), function=block.function
     )
-    return f"{text}: {one_line(block.source or '(source not available)')}"
+    text += f": {one_line(block.source or '(source not available)')}"
+    if block.caller is None:
+        return text
+    return f"{written(block.caller._replace(library=None))} (inside it: {text})"
 
 
 def read(argument: str, mode: Any) -> str:

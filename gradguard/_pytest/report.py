@@ -1,7 +1,6 @@
 """How the pytest plugin reports a leak: under whose name, at which line, as what."""
 
 import inspect
-import linecache
 import os
 import warnings
 from types import CodeType
@@ -9,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from gradguard._core.frames import Line
+from gradguard._core.places import written
 from gradguard._errors import GradLeakError, GradModeWarning
 from gradguard._pytest.scopes import Leak
 from gradguard._pytest.texts import fixture_name, leaked, not_seen, switched_at
-from gradguard._trace.table import origin, place
 
 
 class Place(NamedTuple):
@@ -96,9 +96,7 @@ def _text(leak: Leak, subject: Subject) -> str:
 def _where(leak: Leak) -> str:
     if leak.switch is None:
         return not_seen(torch_is_new=leak.torch_is_new)
-    filename, lineno, function = leak.switch[:3]
-    source = linecache.getline(filename, lineno).strip()
-    return switched_at(origin(place(filename, lineno), function, source))
+    return switched_at(written(Line(*leak.switch[:3])))
 
 
 def _warn_at(at: Place, text: str) -> None:

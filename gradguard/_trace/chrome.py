@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gradguard._core.places import place
 from gradguard._trace.switch import RecordedSwitch
-from gradguard._trace.table import change, mode, place
+from gradguard._trace.table import mode
 
 
 def write(path: "str | os.PathLike[str]", records: Iterable[RecordedSwitch], end: int) -> None:
@@ -48,7 +49,7 @@ def _of(record: RecordedSwitch, end: int) -> Iterator[dict[str, Any]]:
         "tid": record.thread_id,
         "args": {"where": where, "function": switch.function, "before": before, "after": after},
     }
-    yield {**event, "name": change(before, after), "ph": "i", "s": "t"}
+    yield {**event, "name": f"{before} -> {after}", "ph": "i", "s": "t"}
     if record.opens:
         until = end if record.closed is None else min(record.closed, end)
         name = f"{after} ({switch.function}, {Path(switch.filename).name}:{switch.lineno})"

@@ -6,20 +6,18 @@ of a dict and counting are single steps.
 """
 
 import itertools
-import linecache
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from time import perf_counter_ns
-from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from gradguard._core.frames import _is_plumbing, module_of, outwards
+from gradguard._core.frames import Line, user_line
+from gradguard._core.places import written
 from gradguard._trace.causes import cause_of
 from gradguard._trace.open_switches import Cause, OpenSwitches
 from gradguard._trace.switch import RecordedSwitch, Switch
-from gradguard._trace.table import origin, place
 
 if TYPE_CHECKING:
     from gradguard._core.state import GradState
@@ -45,7 +43,6 @@ class Recorder:
         self._ended: deque[RecordedSwitch] = deque(maxlen=_MOST_OF_ENDED_THREADS)
         alive, ended = self._alive, self._ended  # not self: a thread's end must free its part
         self.thread = _Thread(lambda: OpenSwitches(alive, ended))
-        self._plumbing: dict[tuple[str, str], bool] = {}
 
     def note(self, before: "GradState", after: "GradState", otherwise: Cause) -> None:
         """RecordedSwitch what the caller has done to the mode, if it changed."""
@@ -53,8 +50,10 @@ class Recorder:
         now, record = perf_counter_ns(), None
         cause = cause_of(frame, otherwise)
         if before != after:
+            line = user_line(frame)
             record = RecordedSwitch(
-                self._switch(frame, before, after),
+                _switch(line, before, after),
+                library=line.library,
                 number=next(self._numbers),
                 thread_id=threading.get_ident(),
                 at=now,
@@ -69,27 +68,10 @@ class Recorder:
         """Return the open switches of all threads, those left by ended threads included."""
         return [*snapshot(self._ended), *snapshot(self._alive.values())]
 
-    def _switch(self, frame: FrameType, before: "GradState", after: "GradState") -> Switch:
-        user = self._user_frame(frame)
-        return Switch(
-            user.f_code.co_filename,
-            user.f_lineno,
-            user.f_code.co_name,
-            threading.current_thread().name,
-            before,
-            after,
-        )
 
-    def _user_frame(self, frame: FrameType) -> FrameType:
-        """As `gradguard._core.frames.user_frame`, which looks at each file name anew: 16 µs."""
-        last = frame
-        for last in outwards(frame):
-            place = (module_of(last), last.f_code.co_filename)
-            if place not in self._plumbing:
-                self._plumbing[place] = _is_plumbing(last)
-            if not self._plumbing[place]:
-                break
-        return last
+def _switch(line: Line, before: "GradState", after: "GradState") -> Switch:
+    thread = threading.current_thread().name
+    return Switch(line.filename, line.lineno, line.function, thread, before, after)
 
 
 current: Recorder | None = None  # None: no trace is active
@@ -113,5 +95,4 @@ def recorded_origin(state: "GradState") -> str | None:
     if record is None or record.switch.after != state:
         return None
     switch = record.switch
-    source = linecache.getline(switch.filename, switch.lineno).strip()
-    return origin(place(switch.filename, switch.lineno), switch.function, source)
+    return written(Line(switch.filename, switch.lineno, switch.function, record.library))

@@ -1,16 +1,8 @@
-"""The texts of `trace()`: its table, its Chrome events' names, and what assertions quote of it."""
+"""The table of `trace()`, and how modes are named in it."""
 
 from collections.abc import Iterable, Sequence
 
-from gradguard._core.text import one_line
-
 _HEADER = ("where", "function", "thread", "before", "after")
-
-
-def bad_limit(limit: str) -> str:
-    return (
-        f"trace(limit=...) takes the number of switches to keep, an int of at least 1, got {limit}."
-    )
 
 
 def mode(state: tuple[bool, bool]) -> str:
@@ -19,18 +11,6 @@ def mode(state: tuple[bool, bool]) -> str:
     if inference:
         return "inference, grad on" if grad else "inference"
     return "grad on" if grad else "grad off"
-
-
-def change(before: str, after: str) -> str:
-    return f"{before} -> {after}"
-
-
-def place(filename: str, lineno: int) -> str:
-    return f"{one_line(filename)}:{lineno}"
-
-
-def origin(where: str, function: str, source: str) -> str:
-    return f"{where} in {function}: {one_line(source or '(source not available)')}"
 
 
 def table(
@@ -69,7 +49,3 @@ def _summary(kept: int, still_open: int, hidden: int, dropped: int) -> str:
     if dropped:
         said.append(f"{dropped} older ones not kept (trace(limit=...))")
     return "; ".join(said) + "."
-
-
-def brief(kept: int, still_open: int) -> str:
-    return f"<Trace: {kept} switches, {still_open} never switched back>"

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
+from gradguard._core.places import place
 from gradguard._trace import chrome as _chrome
 from gradguard._trace import recording as _recording
 from gradguard._trace.recorder import snapshot
 from gradguard._trace.switch import RecordedSwitch, Switch
-from gradguard._trace.table import bad_limit, brief, mode, place, table
+from gradguard._trace.table import mode, table
 
 if TYPE_CHECKING:
     import os
@@ -38,7 +39,8 @@ def trace(limit: int = 50_000) -> "Generator[Trace, None, None]":
             switched back are kept beyond it (of ended threads, the newest thousand).
 
     Raises:
-        ValueError: `limit` is not an int of at least 1.
+        TypeError: `limit` is not an int.
+        ValueError: `limit` is less than 1.
 
     >>> import gradguard, torch
     >>> with gradguard.trace() as switches:
@@ -50,8 +52,12 @@ def trace(limit: int = 50_000) -> "Generator[Trace, None, None]":
     Source: `torch.autograd.grad_mode` switches by ``torch._C._set_grad_enabled`` and
     ``torch._C._InferenceMode`` alone.
     """
-    if type(limit) is not int or limit < 1:
-        raise ValueError(bad_limit(repr(limit)))
+    if type(limit) is not int:
+        msg = f"trace(limit=...) takes an int, the number of switches to keep, got {limit!r}."
+        raise TypeError(msg)
+    if limit < 1:
+        msg = f"trace(limit=...) takes the number of switches to keep, at least 1, got {limit}."
+        raise ValueError(msg)
     recording = Trace(limit)
     try:
         yield recording
@@ -78,7 +84,8 @@ class Trace:
         return len(self._records())
 
     def __repr__(self) -> str:
-        return brief(len(self), len(self.left_switched()))
+        left = len(self.left_switched())
+        return f"<Trace: {len(self)} switches, {left} never switched back>"
 
     def __str__(self) -> str:
         records = self._records()
@@ -87,7 +94,7 @@ class Trace:
         recorded = records[-1].number - self._before if records else 0
         shown = [r for at, r in enumerate(records) if at >= newest or r.number in still_open]
         return table(
-            [_row(record.switch) for record in shown],
+            [_row(record) for record in shown],
             [record.number in still_open for record in shown],
             hidden=len(records) - len(shown),
             dropped=max(recorded - len(records), 0),
@@ -133,7 +140,10 @@ def _number(record: RecordedSwitch) -> int:
     return record.number
 
 
-def _row(switch: Switch) -> tuple[str, str, str, str, str]:
+def _row(record: RecordedSwitch) -> tuple[str, str, str, str, str]:
+    switch, library = record.switch, record.library
     before, after = mode(switch.before), mode(switch.after)
     where = place(switch.filename, switch.lineno)
+    if library is not None:
+        where += f" ({place(library.filename, library.lineno)})"
     return where, switch.function, switch.thread, before, after

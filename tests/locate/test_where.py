@@ -22,8 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 import gradguard
 from gradguard import GradModeWarning
-from gradguard._core.frames import user_frame
+from gradguard._core.frames import Line, user_frame
 from gradguard._core.guards import enable_grad, inference_mode, no_grad, set_grad_enabled
+from gradguard._core.places import file_shown
 from gradguard._core.state import GradState, grad_state
 from gradguard._core.warning import warn
 from gradguard._locate.blocks import UnreadableError
@@ -808,7 +809,7 @@ def test_decisive_block_is_named_first():
         with torch.enable_grad():
             first, second, *_ = where(grad_state())[1:]
     assert "torch.inference_mode() entered at" in first
-    assert f"{__file__}:{marked('decided')[0]} in" in first
+    assert f"{file_shown(__file__)}:{marked('decided')[0]} in" in first
     assert "torch.enable_grad()" in second
 
 
@@ -959,6 +960,30 @@ def test_each_way_of_switching_has_its_words():
     assert text("unread", None) == "guard() at f.py:3 in fn: (source not available)"
 
 
+# --- libraries
+
+
+def test_a_librarys_guard_is_named_by_the_users_line(some_trainer):
+    """A guard inside an installed library is named by the line that called it, then by its own."""
+    lines = some_trainer.main(lambda: where(grad_state()))  # the library's caller
+    here = sys._getframe().f_code.co_name
+    called = marked("the library's caller")[0]
+    source = "lines = some_trainer.main(lambda: where(grad_state()))  # the library's caller"
+    entered = f"entered at {some_trainer.__file__}:5 in run"
+    inside = f"torch.no_grad() {entered}: with torch.no_grad():"
+    assert lines == [
+        "The mode was switched on this call stack:",
+        f"  {file_shown(__file__)}:{called} in {here}: {source} (inside it: {inside})",
+    ]
+
+
+def test_a_librarys_block_has_the_users_line(some_trainer):
+    """What else names the line takes the user's from the block, with the library's in it."""
+    (block,) = some_trainer.main(enclosing)
+    assert block.line.filename == __file__
+    assert block.line.library == Line(some_trainer.__file__, 5, "run")
+
+
 # --- the user's frame
 
 
@@ -987,7 +1012,7 @@ def test_user_frame_takes_generated_code_for_the_users_unless_it_is_torchs():
         ("gradguard._demo.command", "<string>"),
         ("torch.x", "<string>"),
         ("mine", "<eval_with_key>.1"),
-        ("asyncio.runners", "<string>"),
+        ("asyncio.runners", asyncio.runners.__file__),
         ("gradguard.x", "<string>"),
         ("__main__", str(Path(torch.__file__).parent / "distributed/run.py")),
     ]:
