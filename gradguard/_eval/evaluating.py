@@ -83,7 +83,7 @@ class evaluating:  # noqa: N801 (lower case as torch's own guards)
     def __repr__(self) -> str:
         return f"evaluating({self._names()})"
 
-    def traced(self) -> AbstractContextManager[None]:
+    def while_compiling(self) -> AbstractContextManager[None]:
         """Nothing: this is what it does while Dynamo is compiling."""
         return nullcontext()
 

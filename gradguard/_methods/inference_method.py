@@ -5,8 +5,9 @@ from typing import Any, Literal, overload
 
 import torch
 
-from gradguard._core.decorating import Scope, decorate, decorate_each
+from gradguard._core.decorating import decorate, decorate_each
 from gradguard._core.guard_types import INFERENCE_ON, NO_GRAD, F
+from gradguard._core.wrappers import CallContext
 from gradguard._eval.evaluating import EvalBody, evaluating
 from gradguard._methods import texts as messages
 from gradguard._methods.autocast import Autocast, device_of
@@ -113,17 +114,17 @@ class _Held(evaluating):
         return EvalBody(self._modules, hold=True)
 
 
-def _eval_for(modules: ModulesOf, *, hold: bool) -> Callable[..., Scope]:
+def _eval_for(modules: ModulesOf, *, hold: bool) -> Callable[..., CallContext]:
     scope = _Held if hold else evaluating
 
-    def eval_for(*args: Any, **_: Any) -> Scope:
+    def eval_for(*args: Any, **_: Any) -> CallContext:
         return scope(*modules(args))
 
     return eval_for
 
 
-def _autocast_for(modules: ModulesOf, dtype: torch.dtype) -> Callable[..., Scope]:
-    def autocast_for(*args: Any, **_: Any) -> Scope:
+def _autocast_for(modules: ModulesOf, dtype: torch.dtype) -> Callable[..., CallContext]:
+    def autocast_for(*args: Any, **_: Any) -> CallContext:
         return Autocast(device_of(modules(args)), dtype)
 
     return autocast_for

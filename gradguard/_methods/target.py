@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from torch.nn import Module
 
-from gradguard._core.texts import cannot_decorate_class
+from gradguard._core.decorating import cannot_decorate_class
 from gradguard._methods import texts as messages
 
 Named: TypeAlias = str | tuple[str, ...] | None
@@ -67,7 +67,7 @@ class ModulesOf:
 def check_method(decorator: str, method: Any) -> None:
     """Raise a TypeError that says what to decorate instead, if this is not a method."""
     if isinstance(method, type):
-        raise TypeError(cannot_decorate_class(decorator, method.__qualname__))
+        raise TypeError(cannot_decorate_class(decorator, method))
     if isinstance(method, Module):
         raise TypeError(messages.cannot_decorate_module(decorator, type(method).__name__))
     if not callable(method) and not isinstance(method, (classmethod, staticmethod, property)):
