@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradguard._errors import GradModeError as GradModeError
     from gradguard._errors import GradModeWarning as GradModeWarning
     from gradguard._eval.evaluating import evaluating as evaluating
+    from gradguard._methods.inference_function import inference_function as inference_function
     from gradguard._methods.inference_method import inference_method as inference_method
     from gradguard._methods.training_method import training_method as training_method
     from gradguard._tasks.asyncio_tasks import isolate_tasks as isolate_tasks
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "evaluating": "_eval.evaluating",
     "grad_state": "_core.state",
     "guards": "_core.guard_stack",
+    "inference_function": "_methods.inference_function",
     "inference_method": "_methods.inference_method",
     "inference_mode": "_core.guards",
     "isolate_tasks": "_tasks.asyncio_tasks",

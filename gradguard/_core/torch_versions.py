@@ -7,10 +7,15 @@ Everything is bound once, at import: a project may rebind ``torch.no_grad`` and 
 gradguard's, and a look-up at run time would then find gradguard itself and recurse.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+# What marks code that Dynamo leaves alone. `torch.compiler.disable` would import Dynamo, and set
+# and put back its hook at each call.
+from torch._C._dynamo import eval_frame
 
 # Dynamo itself switches modes while it compiles, in torch's own functions: only this tells.
 from torch._guards import CompileContext
@@ -44,6 +49,8 @@ INFERENCE_TOKEN = torch._C._InferenceMode  # noqa: SLF001 (see above)
 # `handle_enter_inference_mode`). Whether it has cannot be asked without importing Dynamo.
 DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by number
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 __all__ = [
     "DYNAMO_FOLLOWS_INFERENCE",
     "INFERENCE_TOKEN",
@@ -53,6 +60,8 @@ __all__ = [
     "enter_inference",
     "exit_inference",
     "is_any_autocast_enabled",
+    "never_compiled",
+    "not_compiled",
     "set_grad",
     "switch_inference",
     "switch_inference_back",
@@ -86,3 +95,51 @@ enter_inference = INFERENCE_TOKEN if _construction_enters() else _enter_in_two_c
 # The function behind the tokens' `__exit__`, called with the token: binding it costs 30 ns.
 _exit = INFERENCE_TOKEN.__exit__
 exit_inference: Callable[..., None] = getattr(_exit, "__func__", _exit)
+
+
+def not_compiled(reason: str) -> Callable[[F], F]:
+    """Decorate a function that Dynamo does not follow: a call breaks the graph, for this reason.
+
+    `torch.compiler.disable` does the same, but imports Dynamo, which takes seconds, and knows no
+    reason before 2.7. These are the marks that Dynamo looks for in 2.6 to 2.14.
+    """
+
+    def decorator(fn: F) -> F:
+        marked: Any = fn
+        marked._torchdynamo_disable = True  # noqa: SLF001 (see above)
+        marked._torchdynamo_disable_msg = reason  # noqa: SLF001 (see above)
+        return fn
+
+    return decorator
+
+
+def never_compiled(namespace: Mapping[str, Any]) -> None:
+    """Have Dynamo leave alone the functions and methods of a module, given by its ``globals()``.
+
+    They run as they are also where a function that could not be compiled calls them. Otherwise
+    Dynamo would compile those that are passed a module or a tensor, each for itself. That does not
+    keep it from following a call of them in a function that it compiles.
+    """
+    name = namespace["__name__"]
+    for value in list(namespace.values()):
+        if getattr(value, "__module__", None) == name:
+            for function in (value, *(vars(value).values() if isinstance(value, type) else ())):
+                for code in _codes(getattr(function, "__code__", None)):
+                    _leave_alone(code)
+
+
+def _codes(code: object) -> Iterator[CodeType]:
+    """Yield code and all that is defined in it: comprehensions, functions in functions."""
+    if isinstance(code, CodeType):
+        yield code
+        for constant in code.co_consts:
+            yield from _codes(constant)
+
+
+def _leave_alone(code: CodeType) -> None:
+    mark: Any = eval_frame
+    if hasattr(mark, "skip_code"):  # torch 2.6
+        mark.skip_code(code)
+    else:
+        skip, default = mark._FrameAction.SKIP, mark._FrameAction.DEFAULT  # noqa: SLF001 (see above)
+        mark.set_code_exec_strategy(code, mark._FrameExecStrategy(skip, default))  # noqa: SLF001

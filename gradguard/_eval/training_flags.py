@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 from torch.nn import Module
 
+from gradguard._core.torch_versions import never_compiled
+
 # By id: a module may define ``__eq__``, and two equal layers still have two flags.
 Modules: TypeAlias = dict[int, Module]
 
@@ -17,20 +19,29 @@ def tree(roots: Iterable[Module]) -> Modules:
     and nothing tells when that happens (``_modules`` is a plain dict that anybody may write to).
     """
     found = {id(module): module for module in roots}
-    forwarding: list[int] = []
+    elsewhere: list[int] = []
     todo = list(found.values())
     for module in todo:  # grows while it is walked
-        children = module._modules  # noqa: SLF001 (torch's children() takes ten times as long)
-        # torch.compile's OptimizedModule: its ``training`` is a property over the wrapped module's.
-        if "_orig_mod" in children and "training" not in module.__dict__:
-            forwarding.append(id(module))
-        for child in children.values():
+        if "training" not in module.__dict__:
+            elsewhere.append(id(module))
+        # torch's children() takes ten times as long.
+        for child in module._modules.values():  # noqa: SLF001
             if child is not None and id(child) not in found:
                 found[id(child)] = child
                 todo.append(child)
-    for key in forwarding:
-        del found[key]
+    for key in elsewhere:
+        if not _has_own_flag(found[key]):
+            del found[key]
     return found
+
+
+def _has_own_flag(module: Module) -> bool:
+    """Tell of a module whose flag is not in its ``__dict__`` whether it has one of its own.
+
+    torch.compile's OptimizedModule does not, its ``training`` is a property over the wrapped
+    module's; a ScriptModule does, unless `torch.jit.freeze` has built the flag into its code.
+    """
+    return "_orig_mod" not in module._modules and hasattr(module, "training")  # noqa: SLF001 (see above)
 
 
 def write_flags(modules: Modules, flags: Mapping[int, bool]) -> None:
@@ -71,3 +82,6 @@ def call_overrides(modules: Modules, flags: Mapping[int, bool]) -> None:
 
 def _overrides(module: Module) -> bool:
     return type(module).train is not Module.train or "train" in module.__dict__
+
+
+never_compiled(globals())

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from gradguard._core.torch_versions import never_compiled
+
 
 class Autocast:
-    """One call's autocast: a `CallContext`, and its own `Suspendable`.
+    """One call's autocast: a `Scope`, and its own `Suspendable`.
 
     What the body has switched when it suspends (a ``with torch.autocast(..., enabled=False)``
     around a ``yield``) comes again on resume; the exit of what it has open brings back what that
@@ -41,7 +43,7 @@ class Autocast:
     def __exit__(self, *_: object) -> None:
         self.finish()
 
-    def while_compiling(self) -> AbstractContextManager[object]:
+    def traced(self) -> AbstractContextManager[object]:
         return torch.autocast(self._device, self._dtype)
 
     def body(self) -> "Autocast":
@@ -54,3 +56,6 @@ def device_of(modules: Iterable[Module]) -> str:
         for tensor in chain(module.parameters(), module.buffers()):
             return tensor.device.type
     return "cpu"
+
+
+never_compiled(globals())

@@ -1,20 +1,14 @@
 """`inference_method`: eval mode, a guard and autocast for each call of a model's method."""
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 
-from gradguard._core.decorating import decorate, decorate_each
-from gradguard._core.guard_types import INFERENCE_ON, NO_GRAD, F
-from gradguard._core.wrappers import CallContext
-from gradguard._eval.evaluating import EvalBody, evaluating
-from gradguard._methods import texts as messages
-from gradguard._methods.autocast import Autocast, device_of
-from gradguard._methods.target import ModulesOf, Named, check_method, modules_of
+from gradguard._core.guard_types import F
+from gradguard._methods.options import Inference, Mode
+from gradguard._methods.target import Named, check_method, modules_of
 
-_GUARDS = {"inference": INFERENCE_ON, "no_grad": NO_GRAD}
-_DTYPES = (torch.bfloat16, torch.float16)
 _NAME = "inference_method"
 
 
@@ -22,27 +16,27 @@ _NAME = "inference_method"
 def inference_method(
     method: F,
     *,
-    mode: Literal["inference", "no_grad"] = "inference",
+    mode: Mode = "inference_mode",
     module: Named = None,
     autocast: torch.dtype | None = None,
-    hold: bool = False,
+    keep_eval: bool = False,
 ) -> F: ...
 @overload
 def inference_method(
     method: None = None,
     *,
-    mode: Literal["inference", "no_grad"] = "inference",
+    mode: Mode = "inference_mode",
     module: Named = None,
     autocast: torch.dtype | None = None,
-    hold: bool = False,
+    keep_eval: bool = False,
 ) -> Callable[[F], F]: ...
 def inference_method(
     method: Any = None,
     *,
-    mode: str = "inference",
+    mode: str = "inference_mode",
     module: Named = None,
     autocast: torch.dtype | None = None,
-    hold: bool = False,
+    keep_eval: bool = False,
 ) -> Any:
     """Run each call of a method with its module in eval mode and nothing recorded.
 
@@ -54,21 +48,22 @@ def inference_method(
 
     The module is looked up in each call, so copies of the object, and attributes that are assigned
     anew, wrapped by `torch.compile` or by ``DistributedDataParallel``, work. It decorates
-    properties and classmethods, too; for a classmethod or a plain function the first argument is
-    what counts, the class or whatever is passed.
+    properties and classmethods, too; for a classmethod the first argument is what counts, the
+    class. For functions that are no methods there is `inference_function`.
 
-    While Dynamo is compiling the guard and autocast act, and the eval mode is left to whoever
-    calls the compiled function: no flag is changed.
+    In a function that `torch.compile` compiles, a module that is in eval mode already needs no
+    change. Otherwise the call runs uncompiled, or, with ``fullgraph=True``, compiling fails with an
+    error that says to put it around the compiled call.
 
     Args:
         method: the method, where the decorator is used without options.
-        mode: ``"inference"`` for `inference_mode`, ``"no_grad"`` for `no_grad`, whose results may
-            be used in recorded operations later.
+        mode: ``"inference_mode"`` or ``"no_grad"``, whose results may be used in recorded
+            operations later.
         module: where the object that has the method is no module itself, the name of the attribute
             that is; a dotted path, or a tuple for several, may be given.
         autocast: the data type of `torch.autocast`, for the device of the first parameter (or
             buffer) of the modules.
-        hold: keep the eval mode while the body is suspended, for modules whose ``train()`` is
+        keep_eval: keep the eval mode while the body is suspended, for modules whose ``train()`` is
             expensive (LoRA layers that merge weights), until it ends or is closed or dropped.
 
     Returns:
@@ -92,52 +87,13 @@ def inference_method(
 
     Source: `torch.inference_mode`, `torch.autocast`, `torch.nn.Module.eval`.
     """
-    _check(mode, autocast, hold)
+    inference = Inference(_NAME, mode, autocast, keep_eval)
 
     def decorator(method: Any) -> Any:
         check_method(_NAME, method)
-        modules = modules_of(_NAME, method, module)
-        wrapped = decorate(method, _GUARDS[mode])
-        if autocast is not None:
-            wrapped = decorate_each(wrapped, _autocast_for(modules, autocast), _NAME)
-        # Outermost, so that a module's own train() runs outside the guard: what it assigns (merged
-        # weights, say) would otherwise be inference tensors.
-        return decorate_each(wrapped, _eval_for(modules, hold=hold), _NAME)
+        return inference.decorate(method, modules_of(_NAME, method, module))
 
     return decorator if method is None else decorator(method)
 
 
-class _Held(evaluating):
-    """Eval mode that a body keeps while it is suspended."""
-
-    def body(self) -> EvalBody:
-        return EvalBody(self._modules, hold=True)
-
-
-def _eval_for(modules: ModulesOf, *, hold: bool) -> Callable[..., CallContext]:
-    scope = _Held if hold else evaluating
-
-    def eval_for(*args: Any, **_: Any) -> CallContext:
-        return scope(*modules(args))
-
-    return eval_for
-
-
-def _autocast_for(modules: ModulesOf, dtype: torch.dtype) -> Callable[..., CallContext]:
-    def autocast_for(*args: Any, **_: Any) -> CallContext:
-        return Autocast(device_of(modules(args)), dtype)
-
-    return autocast_for
-
-
-def _check(mode: object, autocast: object, hold: object) -> None:
-    if not isinstance(mode, str):
-        raise TypeError(messages.bad_mode(mode))
-    if mode not in _GUARDS:
-        raise ValueError(messages.bad_mode(mode))
-    if autocast is not None and not isinstance(autocast, torch.dtype):
-        raise TypeError(messages.bad_autocast(autocast))
-    if autocast is not None and autocast not in _DTYPES:
-        raise ValueError(messages.bad_autocast(autocast))
-    if not isinstance(hold, bool):
-        raise TypeError(messages.bad_hold(hold))
+inference_method.__module__ = "gradguard"

@@ -1,13 +1,13 @@
 """The loss in what a training method returns, and whether it has a graph."""
 
 from collections.abc import Iterable, Mapping
+from reprlib import repr as shortened
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
 
 from gradguard._errors import GradModeError
-from gradguard._methods import training_texts as messages
 
 _NOTHING = object()
 
@@ -22,9 +22,9 @@ def check_loss(result: Any, function: str, modules: Iterable[Module]) -> None:
         return
     place, loss = _loss_in(result)
     if not isinstance(loss, Tensor):
-        raise GradModeError(messages.no_loss(function, place, loss))
+        raise GradModeError(_no_loss(function, place, loss))
     if loss.grad_fn is None:
-        raise GradModeError(messages.not_connected(function, place, _cause(loss, modules)))
+        raise GradModeError(_not_connected(function, place, loss, tuple(modules)))
 
 
 def _loss_in(result: Any) -> tuple[str, Any]:
@@ -41,12 +41,52 @@ def _loss_in(result: Any) -> tuple[str, Any]:
     return "the returned value", result
 
 
-def _cause(loss: Tensor, modules: Iterable[Module]) -> str:
+def _no_loss(function: str, place: str, found: object) -> str:
+    to_do = "return the loss tensor in one of these forms."
+    if isinstance(found, (int, float)):
+        to_do = "return the tensor itself, without .item() or float()."
+    return (
+        f"{function} returned no loss: {place} is {shortened(found)}, of type "
+        f"{type(found).__name__}.\nA training method returns a tensor, a mapping with a tensor "
+        '"loss", an object with a tensor attribute `loss`, or a tuple whose first element is the '
+        f"loss; None skips the batch.\nTo do: {to_do}"
+    )
+
+
+def _not_connected(function: str, place: str, loss: Tensor, modules: tuple[Module, ...]) -> str:
+    torch_says = ""
+    if not loss.requires_grad:
+        torch_says = (
+            " (in torch's words: element 0 of tensors does not require grad and does not have a "
+            "grad_fn)"
+        )
+    return (
+        f"{function} returned a loss without a graph: {place} has no grad_fn, so backward() "
+        f"reaches no parameter{torch_says}.\n{_cause(loss, modules)}"
+    )
+
+
+def _cause(loss: Tensor, modules: tuple[Module, ...]) -> str:
     if loss.is_inference():
-        return messages.MADE_IN_INFERENCE
+        return (
+            "It is an inference tensor: it was computed in inference mode.\nTo do: look for "
+            "inference_mode, inference_method or inference_function in what the method calls."
+        )
     if loss.requires_grad:
-        return messages.MADE_A_LEAF
-    modules = tuple(modules)
+        return (
+            "It is a leaf: requires_grad was set on it by hand (requires_grad_(), "
+            "torch.tensor(..., requires_grad=True)), which lets backward() run but connects it to "
+            "nothing.\nTo do: remove that, and what had cut the loss off from the parameters "
+            "before."
+        )
     if not any(p.requires_grad for module in modules for p in module.parameters()):
-        return messages.all_frozen(", ".join(type(module).__name__ for module in modules))
-    return messages.CUT_OFF
+        names = ", ".join(type(module).__name__ for module in modules)
+        return (
+            f"No parameter of {names} has requires_grad True.\nTo do: unfreeze what is to be "
+            "trained: parameter.requires_grad_()."
+        )
+    return (
+        "Usual causes, within the method: .detach(), .data, .item() or torch.tensor(loss); NumPy; "
+        "a result computed under no_grad on the way.\nTo do: look for these between the "
+        "parameters and the loss."
+    )

@@ -13,9 +13,8 @@ from gradguard._assertions.leak_check import leaves_mode
 from gradguard._core.guard_types import F
 from gradguard._core.state import grad_state, is_dynamo_compiling
 from gradguard._errors import GradModeError
-from gradguard._eval.scopes import holders
+from gradguard._eval.entries import threads_in_eval
 from gradguard._locate.where import where
-from gradguard._methods import training_texts as messages
 from gradguard._methods.loss import check_loss
 from gradguard._methods.target import ModulesOf, Named, check_method, modules_of
 
@@ -79,10 +78,19 @@ def training_method(method: Any = None, *, module: Named = None) -> Any:
 
 def _check_kind(method: Any) -> None:
     if isinstance(method, (classmethod, staticmethod, property)):
-        raise TypeError(messages.put_below(type(method).__name__))
+        kind = type(method).__name__
+        msg = (
+            f"training_method cannot decorate a {kind} object. Put it below: @{kind} first, and "
+            "@training_method next to the def."
+        )
+        raise TypeError(msg)
     check_method(_NAME, method)
     if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
-        raise TypeError(messages.no_loss_to_return(method.__qualname__))
+        msg = (
+            f"training_method cannot decorate {method.__qualname__}, a generator function: it "
+            "returns no loss. Decorate the method that computes the loss of one batch."
+        )
+        raise TypeError(msg)
 
 
 def _checked(fn: Callable[..., Any], modules_of: ModulesOf) -> Callable[..., Any]:
@@ -115,11 +123,45 @@ def _checked(fn: Callable[..., Any], modules_of: ModulesOf) -> Callable[..., Any
 def _check_entry(name: str, modules: tuple[Module, ...]) -> None:
     state = grad_state()
     if state.inference_mode:
-        raise GradModeError(messages.inference_on(name, where(state)))
+        wrong = f"{name} was called in inference mode"
+        to_do = (
+            "call it outside that block or function. gradguard.enable_grad() leaves inference mode "
+            "(torch's does not), but tensors made before in that mode stay inference tensors."
+        )
+        raise GradModeError(_nothing_recorded(wrong, where(state), to_do))
     if not state.grad_enabled:
-        raise GradModeError(messages.grad_off(name, where(state)))
+        wrong = f"{name} was called with grad mode off (as in no_grad)"
+        to_do = "call it outside that block or function, or in `with gradguard.enable_grad():`."
+        raise GradModeError(_nothing_recorded(wrong, where(state), to_do))
     for module in modules:
         if not module.training:
-            here = threading.current_thread().name
-            kind = type(module).__name__
-            raise GradModeError(messages.in_eval(name, kind, holders(module), here))
+            raise GradModeError(_in_eval(name, module))
+
+
+def _nothing_recorded(wrong: str, lines: list[str], to_do: str) -> str:
+    first = f"{wrong}: nothing is recorded, and its loss would have no graph."
+    return "\n".join([first, *lines, f"To do: {to_do}"])
+
+
+def _in_eval(name: str, module: Module) -> str:
+    wrong = (
+        f"{name} was called while its module ({type(module).__name__}) is in eval mode: dropout "
+        "does not act, and BatchNorm uses its running statistics."
+    )
+    threads = threads_in_eval(module)
+    if not threads:
+        return (
+            f"{wrong}\nIt was put in eval mode by .eval() or .train(False), by no open "
+            "gradguard.evaluating block.\nTo do: call .train() on it before the training step."
+        )
+    here = threading.current_thread().name
+    listed = ", ".join("this one" if thread == here else repr(thread) for thread in threads)
+    return (
+        f"{wrong}\nAn open gradguard.evaluating block, or a running call of inference_method or "
+        f"inference_function, has it in eval mode (threads: {listed}).\nTo do: end that before the "
+        "training step, or train a copy (copy.deepcopy): one module cannot be in train and in eval "
+        "mode at once."
+    )
+
+
+training_method.__module__ = "gradguard"

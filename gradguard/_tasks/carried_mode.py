@@ -1,10 +1,8 @@
 """The guard that sets the whole mode of another place."""
 
-from contextlib import AbstractContextManager
-
-from gradguard._core.compiling import CompiledGrad, CompiledGuard, compiled_decorated_inference
-from gradguard._core.guard_stack import grad_inside, thread
-from gradguard._core.guard_types import Guard
+from gradguard._core.compiling import TracedGrad, TracedGuard, TracedInference
+from gradguard._core.guard_stack import thread
+from gradguard._core.guard_types import INFERENCE_OFF, Guard
 from gradguard._core.state import (
     GradState,
     enter_inference,
@@ -27,7 +25,7 @@ class Carried(Guard):
     def __init__(self, text: str) -> None:
         super().__init__(text, text)
         self.mode = grad_state()
-        self.grad = grad_inside(*self.mode)
+        self.grad = INFERENCE_OFF.inside(self.mode).grad_enabled
 
     def __enter__(self) -> None:
         cell = thread.cell
@@ -35,19 +33,19 @@ class Carried(Guard):
         cell[0] = (self, found, enter_inference(self.mode.inference_mode), cell[0])
         set_grad(self.mode.grad_enabled)
 
-    def while_compiling(self) -> AbstractContextManager[None]:
-        return _CompiledCarried(self.mode)
+    def traced(self) -> TracedGuard:
+        return _TracedCarried(self.mode)
 
 
-class _CompiledCarried(CompiledGuard):
+class _TracedCarried(TracedGuard):
     def __init__(self, mode: GradState) -> None:
-        self.inference = compiled_decorated_inference(mode.inference_mode)
-        self.grad = CompiledGrad(mode.grad_enabled)
+        self.inference = TracedInference(mode.inference_mode)
+        self.grad = TracedGrad(mode.grad_enabled)
 
     def __enter__(self) -> None:
         self.inference.__enter__()
         self.grad.__enter__()
 
     def __exit__(self, *exc: object) -> None:
-        self.grad.__exit__(None, None, None)
-        self.inference.__exit__(None, None, None)
+        self.grad.__exit__()
+        self.inference.__exit__()

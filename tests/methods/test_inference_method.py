@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradguard import GradState, grad_state, guards, inference_method, no_grad
-from gradguard._eval import scopes as _eval_scopes
-from gradguard._methods import texts as messages
+from gradguard._eval import entries as _entries
+from gradguard._methods.attributes import modules_of_holder
 
 OUTSIDE = (True, True, GradState(True, False), False)
 INFERENCE = (False, False, GradState(False, True), False)
@@ -55,17 +55,17 @@ class Net(nn.Sequential):
             await asyncio.sleep(0)
             yield seen(self)
 
-    @inference_method(hold=True)
+    @inference_method(keep_eval=True)
     def held_stream(self, n):
         for _ in range(n):
             yield seen(self)
 
-    @inference_method(hold=True)
+    @inference_method(keep_eval=True)
     async def held_answer(self, event):
         await event.wait()
         return seen(self)
 
-    @inference_method(hold=True)
+    @inference_method(keep_eval=True)
     async def held_tokens(self, n):
         for _ in range(n):
             yield seen(self)
@@ -119,7 +119,7 @@ X = torch.ones(2, 3)
 @pytest.fixture(autouse=True)
 def _nothing_kept():
     yield
-    assert not _eval_scopes._open
+    assert not _entries._entries
     assert guards() == ()
     assert grad_state() == GradState(True, False)
     assert not torch.is_autocast_enabled("cpu")
@@ -275,7 +275,7 @@ def test_what_a_plain_function_hands_back_is_covered(net):
 # Holding eval mode while suspended
 
 
-def test_hold_keeps_eval_while_suspended(net):
+def test_keep_eval_keeps_eval_while_suspended(net):
     """Between steps the module stays in eval mode, the mode is the consumer's; the end frees it."""
     stream = net.held_stream(2)
     assert net.training
@@ -286,7 +286,7 @@ def test_hold_keeps_eval_while_suspended(net):
 
 
 @pytest.mark.parametrize("end", ["close", "throw", "drop"])
-def test_hold_ends_with_the_generator(net, end):
+def test_keep_eval_ends_with_the_generator(net, end):
     """close(), throw() and dropping the last reference free the module."""
     stream = net.held_stream(2)
     next(stream)
@@ -301,7 +301,7 @@ def test_hold_ends_with_the_generator(net, end):
     assert seen(net) == OUTSIDE
 
 
-def test_hold_over_await(net):
+def test_keep_eval_over_await(net):
     """An async method keeps eval mode while it waits, and frees it on cancellation."""
 
     async def main():
@@ -319,7 +319,7 @@ def test_hold_over_await(net):
     asyncio.run(main())
 
 
-def test_hold_ends_with_an_async_generator(net):
+def test_keep_eval_ends_with_an_async_generator(net):
     """aclose(), and dropping it in a running loop, free the module."""
 
     async def main():
@@ -337,7 +337,7 @@ def test_hold_ends_with_an_async_generator(net):
     asyncio.run(main())
 
 
-def test_hold_ends_where_nothing_can_close_the_body(net):
+def test_keep_eval_ends_where_nothing_can_close_the_body(net):
     """An async generator whose loop was closed under it never ends: its being freed ends the hold."""
 
     async def begin():
@@ -573,7 +573,7 @@ def compiled(fn):
 
 
 def test_dynamo_follows_guard_and_autocast():
-    """In a compiled function there is no graph break; guard and autocast act, flags do not change."""
+    """In eval mode already, a compiled function has no graph break; guard and autocast act."""
 
     class Model(nn.Module):
         def __init__(self):
@@ -584,17 +584,17 @@ def test_dynamo_follows_guard_and_autocast():
         def predict(self, x):
             return self.layer(x), self.training
 
-        @inference_method(autocast=torch.bfloat16, hold=True, module=("layer",))
+        @inference_method(autocast=torch.bfloat16, keep_eval=True, module=("layer",))
         def cast(self, x):
             return self.layer(x)
 
-    model = Model()
+    model = Model().eval()
     (result, training), cast, plain = compiled(
         lambda x: (model.predict(x), model.cast(x), model.layer(x))
     )(X)
     assert torch.equal(result, plain)
     assert not result.requires_grad
-    assert training
+    assert not training
     assert plain.requires_grad
     assert cast.is_inference()
     assert cast.dtype == torch.bfloat16
@@ -682,9 +682,9 @@ def test_a_stream_may_move_to_another_thread(net):
         (
             {"mode": "nograd"},
             ValueError,
-            ["mode='nograd'", '"inference" or "no_grad"', 'Did you mean "no_grad"?'],
+            ["mode='nograd'", '"inference_mode" or "no_grad"', 'Did you mean "no_grad"?'],
         ),
-        ({"mode": 3}, TypeError, ["mode=3", '"inference" or "no_grad"', "not 3 of type int"]),
+        ({"mode": 3}, TypeError, ["mode=3", '"inference_mode" or "no_grad"', "not 3 of type int"]),
         (
             {"autocast": "bf16"},
             TypeError,
@@ -695,7 +695,7 @@ def test_a_stream_may_move_to_another_thread(net):
             ValueError,
             ["autocast=torch.int8", "torch.bfloat16, torch.float16"],
         ),
-        ({"hold": "yes"}, TypeError, ["hold='yes'", "True or False"]),
+        ({"keep_eval": "yes"}, TypeError, ["keep_eval='yes'", "True or False"]),
         ({"module": 3}, TypeError, ["module=3", "name of an attribute", "not 3 of type int"]),
         ({"module": ["net"]}, TypeError, ["module=['net']", "a tuple of these"]),
         ({"module": ("net", 3)}, TypeError, ["module=('net', 3)", "a tuple of these"]),
@@ -808,7 +808,9 @@ def test_a_holder_without_module():
 
 def test_many_modules_are_cut_short():
     """At most ten good names are listed."""
-    text = messages.modules_held("Zoo", [f"net{i}" for i in range(12)])
+    zoo = nn.ModuleDict({f"net{i}": nn.Identity() for i in range(12)})
+    text = modules_of_holder(zoo)
+    assert "Attributes of ModuleDict that are modules: 'net0', " in text
     assert "'net9', …" in text
     assert "net10" not in text
 

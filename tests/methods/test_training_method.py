@@ -185,7 +185,10 @@ def test_eval_mode(call, net):
     text = fails(call)
     assert f"{call.function} was called while its module (Net) is in eval mode" in text
     assert "dropout does not act" in text
-    assert "No open gradguard.evaluating scope holds it" in text
+    assert (
+        "It was put in eval mode by .eval() or .train(False), by no open gradguard.evaluating"
+        in text
+    )
     assert "To do: call .train() on it" in text
 
 
@@ -197,7 +200,7 @@ def test_eval_mode_held_in_this_thread(call, net):
             call()
 
     text = fails(inside)
-    assert "An open gradguard.evaluating scope or inference_method call holds it" in text
+    assert "An open gradguard.evaluating block, or a running call of inference_method" in text
     assert "(threads: this one)" in text
 
 
@@ -308,7 +311,7 @@ def test_not_connected(call, form, cut, cause):
     """A loss without a graph is named by where it is, and its cause as far as it can be seen."""
     text = fails(call, lambda loss: LOSSES[form](cut(loss)))
     assert f"{call.function} returned a loss without a graph" in text
-    assert "backward reaches no parameter" in text
+    assert "backward() reaches no parameter" in text
     assert {"tensor": "the returned tensor", "mapping": "'loss' of the returned dict"}.get(
         form, f"the {form if form == 'attribute' else 'first element'}"
     ) in text

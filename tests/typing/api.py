@@ -161,11 +161,11 @@ class Server(nn.Module):
     def predict(self, x: Tensor, *, top: int = 1) -> list[Tensor]:
         return [x] * top
 
-    @gradguard.inference_method(mode="no_grad", autocast=torch.bfloat16, hold=True)
+    @gradguard.inference_method(mode="no_grad", autocast=torch.bfloat16, keep_eval=True)
     def stream(self, n: int) -> Iterator[int]:
         yield n
 
-    @gradguard.inference_method(mode="inference")
+    @gradguard.inference_method(mode="inference_mode")
     async def answer(self, x: Tensor) -> Tensor:
         return x
 

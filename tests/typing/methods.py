@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import torch
 from typing_extensions import assert_type
 
-from gradguard import evaluating, inference_method, training_method
+from gradguard import evaluating, inference_function, inference_method, training_method
 
 
 class Net(torch.nn.Module):
@@ -13,7 +13,7 @@ class Net(torch.nn.Module):
     def predict(self, x: torch.Tensor, top: int = 1) -> list[int]:
         return []
 
-    @inference_method(mode="no_grad", autocast=torch.bfloat16, hold=True)
+    @inference_method(mode="no_grad", autocast=torch.bfloat16, keep_eval=True)
     def stream(self, n: int) -> Iterator[str]:
         yield ""
 
@@ -47,6 +47,22 @@ class Net(torch.nn.Module):
 net = Net()
 
 
+@inference_function
+def predict(model: torch.nn.Module, x: torch.Tensor) -> list[int]:
+    return []
+
+
+@inference_function(modules=(net, "encoder"), mode="no_grad", keep_eval=True)
+async def tokens_of(encoder: torch.nn.Module, q: str) -> AsyncIterator[int]:
+    yield 1
+
+
+with evaluating(net) as same:
+    assert_type(same, Net)
+with evaluating(net, net) as both:
+    assert_type(both, tuple[torch.nn.Module, ...])
+
+
 @evaluating(net)
 def validate(a: int) -> float:
     return 0.0
@@ -62,6 +78,10 @@ async def use() -> None:
     assert_type(validate(1), float)
     assert_type(net.size, int)
     assert_type(Net.made(1), str)
+    assert_type(predict(net, x=torch.ones(1)), list[int])
+    assert_type(tokens_of(net, q="q"), AsyncIterator[int])
+    predict(torch.ones(1), net)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    inference_function(modules=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     net.predict("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     net.stream()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     inference_method(mode="nograd")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
