@@ -49,10 +49,16 @@ INFERENCE_TOKEN = torch._C._InferenceMode  # noqa: SLF001 (see above)
 # `handle_enter_inference_mode`). Whether it has cannot be asked without importing Dynamo.
 DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by number
 
+# Up to 2.8 make_fx (pre_dispatch) and torch.export write a call of `set_grad` down and do not run
+# it, so that the mode can't be read while they trace (torch/fx/experimental/proxy_tensor.py,
+# `PreDispatchTorchFunctionMode`). Asking would need a trace.
+GRAPHS_DEFER_GRAD = torch.__version__ < "2.9"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "DYNAMO_FOLLOWS_INFERENCE",
+    "GRAPHS_DEFER_GRAD",
     "INFERENCE_TOKEN",
     "TORCH_GUARDS",
     "CompileContext",

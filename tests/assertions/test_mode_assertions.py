@@ -57,7 +57,9 @@ def test_grad_off_names_the_block_and_what_to_do():
         in_mode("off", assert_grad_enabled)
     first, *where, todo = str(caught.value).splitlines()
     assert first == "assert_grad_enabled: grad mode is off."
-    assert any("torch.no_grad() entered at" in line and file_shown(__file__) in line for line in where)
+    assert any(
+        "torch.no_grad() entered at" in line and file_shown(__file__) in line for line in where
+    )
     assert todo.startswith("To do: ")
     assert "gradguard.enable_grad()" in todo
 

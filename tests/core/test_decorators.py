@@ -98,7 +98,7 @@ KIND_TESTS = (
     inspect.isgeneratorfunction,
     inspect.iscoroutinefunction,
     inspect.isasyncgenfunction,
-    asyncio.iscoroutinefunction,
+    *([asyncio.iscoroutinefunction] if sys.version_info < (3, 14) else []),  # deprecated there
 )
 
 

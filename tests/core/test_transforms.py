@@ -15,9 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 import gradguard
 
-# Forward AD, too, scripts its formulas.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:DeprecationWarning")
-
 GUARDS: dict[str, Callable[[Any], Any]] = {
     "no_grad": lambda ns: ns.no_grad(),
     "enable_grad": lambda ns: ns.enable_grad(),

@@ -618,8 +618,7 @@ def test_modules_with_decorated_methods_can_be_scripted(net):
             return self.layer(x)
 
     model = Model()
-    with pytest.warns(DeprecationWarning, match="jit.script"):
-        scripted = torch.jit.script(model)
+    scripted = torch.jit.script(model)
     assert torch.equal(scripted(X), model(X))
 
 

@@ -334,9 +334,7 @@ def test_a_module_with_one_can_be_scripted():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of torch.jit
-        scripted = torch.jit.script(Net())
+    scripted = torch.jit.script(Net())
     assert scripted(torch.ones(1)).item() == 2
 
 

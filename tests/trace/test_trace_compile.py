@@ -11,8 +11,6 @@ from gradguard import GradState, grad_state
 from gradguard._trace.trace import trace
 
 ON, OFF = GradState(True, False), GradState(False, False)
-# Inductor itself uses torch.jit.script.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 BACKENDS = ("eager", "aot_eager", "inductor")
 weight = torch.ones(3, requires_grad=True)
 
