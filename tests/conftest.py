@@ -52,3 +52,15 @@ def some_trainer(tmp_path, monkeypatch):
 
     yield some_trainer
     del sys.modules["some_trainer"]
+
+
+@pytest.fixture
+def process_group():
+    """Initialize a process group of one."""
+    from torch import distributed
+
+    if not distributed.is_available():
+        pytest.skip("torch was built without torch.distributed")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()

@@ -4,7 +4,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -13,9 +13,21 @@ from gradguard._core.text import one_line
 Way = tuple[Any, ...]
 """The way to a tensor: (way to its container, how a step is written, key); () is the root."""
 
+Parts: TypeAlias = Iterable[tuple[Callable[[Any], str], Any, object]]
+"""What a container holds: how the step to each part is written, its key, and the part."""
+
 
 def tensors(tree: object) -> Iterator[tuple[Way, Tensor]]:
-    """Yield the tensors of a structure with the way to each, in order, each container once.
+    """Yield the tensors of a structure with the way to each, in order, each container once."""
+    for way, value in walk(tree, lambda _, value: items(value)):
+        if isinstance(value, Tensor):
+            yield way, value
+
+
+def walk(
+    tree: object, parts: Callable[[Way, object], Parts | None]
+) -> Iterator[tuple[Way, object]]:
+    """Yield the tensors of a structure, and what has no parts, with the way to each.
 
     Not `torch.utils._pytree`: it is private, recursive, and does not end on a cycle.
     """
@@ -27,25 +39,29 @@ def tensors(tree: object) -> Iterator[tuple[Way, Tensor]]:
         way, value = stack.pop()
         if isinstance(value, Tensor):
             yield way, value
-        elif id(value) not in seen and (items := _items(value)):
-            seen[id(value)] = value
-            write, pairs = items
-            stack.extend(((way, write, key), child) for key, child in reversed(list(pairs)))
+        elif id(value) not in seen:
+            found = parts(way, value)
+            if found is None:
+                yield way, value
+            else:
+                seen[id(value)] = value
+                steps = [((way, write, key), part) for write, key, part in found]
+                stack.extend(reversed(steps))
 
 
-def _items(value: object) -> tuple[Callable[[Any], str], Iterable[tuple[Any, object]]] | None:
-    """Give what a container holds by key, and how the key is written; None for anything else."""
+def items(value: object) -> Parts | None:
+    """Give what a data structure holds by key; None for anything else."""
     if isinstance(value, Mapping):
-        return _index, value.items()
+        return ((index, key, part) for key, part in value.items())
     if isinstance(value, tuple) and (fields := getattr(value, "_fields", None)):
-        return _attribute, zip(fields, value, strict=False)
+        return ((attribute, name, part) for name, part in zip(fields, value, strict=False))
     if isinstance(value, (list, tuple, deque)):
-        return _index, enumerate(value)
+        return ((index, number, part) for number, part in enumerate(value))
     if isinstance(value, (AbstractSet, ValuesView)):
-        return _item, enumerate(value)
+        return ((item, number, part) for number, part in enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = (field.name for field in dataclasses.fields(value))
-        return _attribute, ((name, getattr(value, name, None)) for name in names)
+        names = [field.name for field in dataclasses.fields(value)]
+        return ((attribute, name, getattr(value, name, None)) for name in names)
     return None
 
 
@@ -58,7 +74,7 @@ def path(way: Way) -> str:
     return "".join(reversed(steps))
 
 
-def _index(key: object) -> str:
+def index(key: object) -> str:
     """Write a step of a path; a key whose repr fails is said to be one."""
     try:
         plain = type(key) is str and key.isprintable() and not {'"', "\\"} & {*key}
@@ -68,10 +84,11 @@ def _index(key: object) -> str:
     return f"[{one_line(shown)}]"
 
 
-def _attribute(name: str) -> str:
+def attribute(name: str) -> str:
+    """Write a step to an attribute."""
     return f".{name}"
 
 
-def _item(number: int) -> str:
+def item(number: int) -> str:
     """Write a step into what cannot be indexed, such as a set."""
     return f"<item {number}>"
