@@ -55,7 +55,7 @@ def leak(scopes: list[Scope]) -> Leak | None:
     switch = next((s for s in switches if s is not None and s.after == now.mode), None)
     left_open = [repr(guard) for guard in close_above(before.link)]
     _put_back(before, [guard for scope in reversed(scopes) for guard in scope.inference])
-    return Leak(before.mode, now.mode, switch, left_open, not scopes[0].with_torch)
+    return Leak(before.mode, now.mode, switch, left_open)
 
 
 def _put_back(before: Found, guards: list[Any]) -> None:

@@ -1,110 +1,62 @@
 """The pytest plugin "gradguard": no test leaves its grad mode to the next.
 
-It is on by installation (``-p no:gradguard`` leaves it out) and never imports torch itself. A test,
-or a fixture after its tear-down, that left the grad or inference mode of its thread other than it
-found it is reported under its own name, at the line of the switch, and the mode is put back.
+It is off until asked for (``--gradguard=warn|error``, or ``gradguard = warn`` in the ini file):
+installing gradguard changes nobody's suite. Then a test, a fixture after its tear-down, or the
+import of a test module or conftest.py that left the grad or inference mode of its thread other than
+it found it is reported under its own name, at the line of the switch, and the mode is put back.
 Reporting is a `GradModeWarning` in pytest's summary, or with ``--gradguard=error`` a failure of the
-test, or an error of the tear-down. As any warning, it is an exception where ``filterwarnings`` has
-``error``. Of a test that failed or was skipped anyway, the leak is a warning in both modes. What a
-module switches while it is imported is not looked at: it holds for the session.
+test, an error of the fixture's tear-down or a collection error. As any warning, it is an exception
+where ``filterwarnings`` has ``error``. Of a test that failed or was skipped anyway, the leak is a
+warning in both modes. The plugin never imports torch itself.
 """
-
-from collections.abc import Generator
-from functools import partial
-from typing import Any
 
 import pytest
 
-from gradguard._pytest import texts as messages
-from gradguard._pytest.scopes import Leak, begin_session, end_session, enter, hold, leave, tear_down
-
 _MODES = ("warn", "error", "off")
-_STOPS = (KeyboardInterrupt, pytest.exit.Exception)  # these must reach pytest as they are
+_HELP = (
+    "What to do about a test, fixture or import that leaves the grad mode changed: warn, error or "
+    "off (the default). The mode is put back in any case, unless it is off."
+)
+_MARKER = (
+    "leaks_grad_mode(reason=...): this test leaves the grad mode changed on purpose; gradguard "
+    "puts it back and says nothing."
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option and the ini value it falls back to."""
-    text = messages.help_text(_MODES)
     group = parser.getgroup("gradguard")
-    group.addoption("--gradguard", metavar="MODE", default=None, help=text)
-    parser.addini("gradguard", text, type="string", default=_MODES[0])
+    group.addoption("--gradguard", metavar="MODE", default=None, help=_HELP)
+    parser.addini("gradguard", _HELP, type="string", default="off")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Begin before the first conftest.py is imported, which may be the one that leaks."""
+    _begin(early_config, early_config.known_args_namespace.gradguard)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and the checks unless they are off."""
-    config.addinivalue_line("markers", messages.MARKER)
-    mode = _mode(config)
-    if mode != "off":
-        begin_session()
-        config.add_cleanup(end_session)
-        config.pluginmanager.register(Checks(mode), "gradguard-checks")
+    """Register the marker, also where the checks are off: suites have strict markers."""
+    config.addinivalue_line("markers", _MARKER)
+    _begin(config, config.getoption("gradguard"))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Show the mode."""
-    return messages.header(_mode(config))
+def _begin(config: pytest.Config, option: str | None) -> None:
+    mode = _mode(option, config.getini("gradguard"))
+    if mode == "off" or config.pluginmanager.has_plugin("gradguard-checks"):
+        return
+    from gradguard._pytest.checks import register  # who did not ask imports nothing
+
+    register(config, mode)
 
 
-def _mode(config: pytest.Config) -> str:
-    given: str | None = config.getoption("gradguard")
-    mode: str = config.getini("gradguard") if given is None else given
+def _mode(option: str | None, ini: str) -> str:
+    mode = ini if option is None else option
     if mode not in _MODES:
-        setting = "ini option gradguard" if given is None else "--gradguard"
-        raise pytest.UsageError(messages.bad_mode(mode, setting, _MODES))
+        from gradguard._core.text import one_line
+
+        setting = "ini option gradguard" if option is None else "--gradguard"
+        msg = f"{setting} = {one_line(mode)!r} is not one of {', '.join(_MODES)}."
+        raise pytest.UsageError(msg)
     return mode
-
-
-class Checks:
-    """What is checked around each test's body and each fixture."""
-
-    def __init__(self, mode: str) -> None:
-        self._mode = mode
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Check the body; what a plugin or conftest.py holds around it is outside."""
-        __tracebackhide__ = True
-        scope = enter()
-        try:
-            result = yield
-        except BaseException as error:
-            self._report(leave(scope), item, error=error)
-            raise
-        self._report(leave(scope), item)
-        return result
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_fixture_setup(
-        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
-    ) -> Generator[None, object, object]:
-        """Have the fixture checked after its tear-down, or now if its set-up fails."""
-        __tracebackhide__ = True
-        scope = enter()
-
-        def check(error: BaseException | None = None) -> None:
-            __tracebackhide__ = True
-            self._report(leave(scope), request, fixturedef, error=error)
-
-        fixturedef.addfinalizer(check)  # what is added first runs last
-        try:
-            result = yield
-        except BaseException as error:
-            check(error)
-            raise
-        hold(scope)
-        fixturedef.addfinalizer(partial(tear_down, scope))
-        return result
-
-    def _report(
-        self,
-        leak: Leak | None,
-        of: Any,
-        fixturedef: pytest.FixtureDef[Any] | None = None,
-        *,
-        error: BaseException | None = None,
-    ) -> None:
-        __tracebackhide__ = True
-        if leak is not None and not isinstance(error, _STOPS):
-            from gradguard._pytest.report import report  # few runs need it, all would wait for it
-
-            report(leak, of, fixturedef, failing=self._mode == "error" and error is None)

@@ -7,8 +7,11 @@ the fixtures: the test's own is the innermost. Nothing here imports torch: a sui
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
+
+from gradguard._core.when_imported import when_imported
 
 if TYPE_CHECKING:
     from gradguard._trace.open_switches import OpenSwitches
@@ -37,16 +40,14 @@ class Leak(NamedTuple):
     after: tuple[bool, bool]
     switch: "Switch | None"
     left_open: list[str]
-    torch_is_new: bool
 
 
 class Scope:
     """One fixture or one test's body."""
 
-    __slots__ = ("_inference", "_opened", "before", "holds", "with_torch")
+    __slots__ = ("_inference", "_opened", "before", "holds")
 
     def __init__(self) -> None:
-        self.with_torch = _torch_side() is not None
         self.before = _found()
         self.holds = False  # whether a fixture's set-up has switched the mode until its tear-down
         self._inference: WeakKeyDictionary[Any, None] | None = None
@@ -80,6 +81,10 @@ class Scope:
         last = None if self._opened is None else self._opened.last()
         return None if last is None else last.switch
 
+    def forget_switches(self) -> None:
+        """Begin anew: what was left switched has been put back."""
+        self._opened = self._inference = None
+
 
 class _Thread(threading.local):
     def __init__(self) -> None:
@@ -88,6 +93,7 @@ class _Thread(threading.local):
 
 thread = _Thread()
 _side: Any = None
+_waiting: list[Callable[[], None]] = []  # what ends each session's waiting for torch
 _sessions = 0  # one, unless tests run pytest themselves within this process
 
 
@@ -132,15 +138,36 @@ def leave(scope: Scope) -> Leak | None:
     return None if torch_side is None else torch_side.leak([scope, *inner])
 
 
+def leave_off() -> Leak | None:
+    """Put back, and return, what the innermost scope has left changed so far; it goes on."""
+    torch_side = _torch_side()
+    if torch_side is None or not thread.scopes:
+        return None
+    scope = thread.scopes[-1]
+    leak: Leak | None = torch_side.leak([scope])
+    if leak is not None:
+        scope.forget_switches()
+    return leak
+
+
+def abandon(scope: Scope) -> None:
+    """End a scope without looking at what it left."""
+    if scope in thread.scopes:
+        thread.scopes.remove(scope)
+
+
 def begin_session() -> None:
+    """Have each switch's line known from when torch is imported on."""
     global _sessions  # noqa: PLW0603 (what is patched is patched once for the process)
     _sessions += 1
+    _waiting.append(when_imported("torch", _watch_torch))
 
 
 def end_session() -> None:
     """Take the patches back with the last session."""
     global _sessions, _side  # noqa: PLW0603 (as above)
     _sessions -= 1
+    _waiting.pop()()
     if _side is not None and not _sessions:
         _side.stop()
         _side = None
@@ -149,6 +176,15 @@ def end_session() -> None:
 def _found() -> Found:
     torch_side = _torch_side()
     return Found() if torch_side is None else torch_side.found()
+
+
+def torch_was_used() -> bool:
+    """Tell whether there was anything to look at."""
+    return _side is not None
+
+
+def _watch_torch() -> None:
+    _torch_side()
 
 
 def _torch_side() -> Any:

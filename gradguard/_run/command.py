@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gradguard import __version__
 from gradguard._core.frames import module_of
+from gradguard._core.when_imported import when_imported
 from gradguard._run import program as _run_script
 from gradguard._run import texts
 from gradguard._run.findings import ranked
 from gradguard._run.program import Program, UnrunnableError
-from gradguard._run.when_imported import when_imported
 
 if TYPE_CHECKING:
     import argparse

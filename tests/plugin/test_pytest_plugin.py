@@ -15,9 +15,9 @@ from torch._dynamo.utils import counters
 import gradguard
 from gradguard import GradModeWarning
 from gradguard._pytest import hooks as _pytest_watch
+from gradguard._pytest import plugin as _plugin
 from gradguard._pytest import report as _pytest_report
 from gradguard._pytest import scopes as _pytest_scopes
-from gradguard._pytest import texts as messages
 
 PRELUDE = """\
 import asyncio, functools, sys, threading, unittest
@@ -42,15 +42,27 @@ asyncio_default_fixture_loop_scope = function
 
 
 @pytest.fixture
-def run(pytester):
+def run_as_it_is(pytester):
     """Run pytest over a test file within this process, which has torch already."""
-    pytester.makeini(INI)
+    if not pytester.path.joinpath("tox.ini").exists():
+        pytester.makeini(INI)
 
     def run(source, *args, **files):
         pytester.makepyfile(test_it=PRELUDE + source, **files)
         with warnings.catch_warnings():  # those of this suite are not those of that one
             warnings.simplefilter("default")
             return pytester.runpytest_inprocess("-p", "no:cacheprovider", *args)
+
+    return run
+
+
+@pytest.fixture
+def run(run_as_it_is, pytester):
+    """The same, asked to warn unless it is asked for something else."""
+
+    def run(source, *args, **files):
+        asked = any(argument.startswith("--gradguard") for argument in args)
+        return run_as_it_is(source, *(() if asked else ("--gradguard=warn",)), *args, **files)
 
     return run
 
@@ -91,7 +103,7 @@ def test_leak():
                 "when it began."
             ),
             f"*Switched at *test_it.py:{at} in test_leak: torch.set_grad_enabled(False)*",
-            "*To do: switch the mode with `with` or a decorator*leaks_grad_mode(reason=*",
+            "*To do: put the lines that need it under `with torch.no_grad():`*leaks_grad_mode(reason=*",
             "*The mode has been put back.",
             "    torch.set_grad_enabled(False)  # here",
         ],
@@ -327,20 +339,45 @@ def test_an_interrupt_goes_on(run):
     result.assert_outcomes()
 
 
-def test_off_looks_at_nothing(run):
-    """With --gradguard=off nothing is reported and nothing is put back."""
-    source = "\ndef test_a():\n    torch.set_grad_enabled(False)\n\ndef test_b():\n"
-    source += "    assert mode() == OFF\n    torch.set_grad_enabled(True)\n"
-    result = run(source, "--gradguard=off")
+LEAVES_OFF = """
+def test_a():
+    torch.set_grad_enabled(False)
+
+def test_b():
+    assert mode() == OFF
+    torch.set_grad_enabled(True)
+"""
+
+
+@pytest.mark.parametrize("args", [(), ("--gradguard=off",)])
+def test_who_does_not_ask_sees_nothing(run_as_it_is, args):
+    """By default, and with off, nothing is reported, put back or added to what pytest prints."""
+    result = run_as_it_is(LEAVES_OFF, *args)
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["gradguard: mode=off"])
+    assert "gradguard" not in "".join(
+        line for line in result.stdout.lines if not line.startswith(("plugins: ", "rootdir: "))
+    )
 
 
-def test_it_can_be_left_out(run):
+def test_who_does_not_ask_imports_nothing(pytester):
+    """Of gradguard, a suite that did not ask loads the plugin's own module alone."""
+    pytester.makepyfile(
+        test_it="""
+import sys
+
+def test_it():
+    ours = {name for name in sys.modules if name.partition(".")[0] == "gradguard"}
+    assert ours == {"gradguard", "gradguard._pytest", "gradguard._pytest.plugin"}
+    assert "torch" not in sys.modules
+    assert not any("gradguard" in type(finder).__module__ for finder in sys.meta_path)
+"""
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_it_can_be_left_out(run_as_it_is):
     """With -p no:gradguard there is no plugin: no header, no option, no check."""
-    source = "\ndef test_a():\n    torch.set_grad_enabled(False)\n\ndef test_b():\n"
-    source += "    assert mode() == OFF\n    torch.set_grad_enabled(True)\n"
-    result = run(source, "-p", "no:gradguard")
+    result = run_as_it_is(LEAVES_OFF, "-p", "no:gradguard")
     result.assert_outcomes(passed=2)
     result.stdout.no_fnmatch_line("gradguard: *")
 
@@ -348,16 +385,16 @@ def test_it_can_be_left_out(run):
 @pytest.mark.parametrize(
     ("ini", "args", "mode"),
     [
-        (None, (), "warn"),
+        ("warn", (), "warn"),
         ("error", (), "error"),
         ("off", ("--gradguard=error",), "error"),
         ("error", ("--gradguard", "warn"), "warn"),
     ],
 )
-def test_the_option_falls_back_to_the_ini_value(run, pytester, ini, args, mode):
-    """The option, else the ini value, else warn; the header shows which it is."""
-    pytester.makeini(INI if ini is None else f"{INI}gradguard = {ini}\n")
-    result = run("\ndef test_a():\n    torch.set_grad_enabled(False)\n", *args)
+def test_the_option_falls_back_to_the_ini_value(run_as_it_is, pytester, ini, args, mode):
+    """The option, else the ini value; the header shows which it is."""
+    pytester.makeini(f"{INI}gradguard = {ini}\n")
+    result = run_as_it_is("\ndef test_a():\n    torch.set_grad_enabled(False)\n", *args)
     result.stdout.fnmatch_lines([f"gradguard: mode={mode}"])
     if mode == "error":
         result.assert_outcomes(failed=1)
@@ -369,10 +406,10 @@ def test_the_option_falls_back_to_the_ini_value(run, pytester, ini, args, mode):
     ("ini", "args", "setting"),
     [("", ("--gradguard=loud",), "--gradguard"), ("loud", (), "ini option gradguard")],
 )
-def test_a_bad_value_lists_the_valid_ones(run, pytester, ini, args, setting):
+def test_a_bad_value_lists_the_valid_ones(run_as_it_is, pytester, ini, args, setting):
     """It is a usage error, whether it comes from the command line or the ini file."""
     pytester.makeini(f"{INI}gradguard = {ini}\n" if ini else INI)
-    result = run("", *args)
+    result = run_as_it_is("", *args)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {setting} = 'loud' is not one of warn, error, off."])
 
@@ -380,7 +417,7 @@ def test_a_bad_value_lists_the_valid_ones(run, pytester, ini, args, setting):
 def test_help_lists_the_modes_and_the_marker(pytester):
     """`pytest --help` and `--markers` tell what there is."""
     pytester.makeini(INI)
-    assert "warn, error, off" in pytester.runpytest_inprocess("--help").stdout.str()
+    assert "warn, error or off" in pytester.runpytest_inprocess("--help").stdout.str()
     pytester.runpytest_inprocess("--markers").stdout.fnmatch_lines(
         ["@pytest.mark.leaks_grad_mode(reason=...): *"]
     )
@@ -551,7 +588,7 @@ def test_a_fixture_leaks_if_the_mode_differs_after_its_tear_down(run):
                 f"*Switched at *test_it.py:{at} in *",
                 (
                     "*To do: let the tear-down end what the set-up switches, as `with "
-                    "torch.no_grad(): yield` does; *mark the tests that use it *"
+                    "torch.no_grad(): yield` does; *leaks_grad_mode*"
                 ),
             ],
             consecutive=True,
@@ -1002,7 +1039,7 @@ def test_xdist(pytester):
     source += "    assert mode() == ON\n    torch.set_grad_enabled(False)  # here\n"
     source += "\ndef test_fixture(off):\n    assert mode() == OFF\n"
     pytester.makepyfile(test_it=PRELUDE + source)
-    result = pytester.runpytest_subprocess("-n", "2", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess("-n", "2", "-p", "no:cacheprovider", "--gradguard=warn")
     result.assert_outcomes(passed=5, warnings=5)
     result.stdout.fnmatch_lines([f"*test_it.py:{line(source)}: GradModeWarning: test_leak left *"])
     result.stdout.fnmatch_lines(["*GradModeWarning: fixture 'off' (scope: function) left *"])
@@ -1050,7 +1087,7 @@ def test_held(off):
 AFTERWARDS = """
 import sys
 import pytest
-code = pytest.main(["-p", "no:cacheprovider", "test_no_torch.py"])
+code = pytest.main(["-p", "no:cacheprovider", "--gradguard=warn", "test_no_torch.py"])
 import torch
 print("code", int(code))
 guards = torch.no_grad, torch.enable_grad, torch.inference_mode, torch.set_grad_enabled
@@ -1067,10 +1104,7 @@ def test_torch_is_never_imported_by_the_plugin(pytester):
     result.stdout.fnmatch_lines(
         [
             "*GradModeWarning: test_first_import left grad mode off; *",
-            (
-                "*What switched it was not seen, as torch was imported only meanwhile. Import it at the "
-                "top of the test file to have the line named."
-            ),
+            "*Switched at *test_no_torch.py:* in test_first_import: *",
             "*Switched at *test_no_torch.py:* in test_seen_from_now_on: *",
             "*8 passed, 2 warnings*",
             "code 0",
@@ -1288,21 +1322,18 @@ def test_a_guards_errors_come_out_as_they_were(switching):
 
 def test_a_long_value_stays_on_one_line():
     """Names and values are the user's, and may be anything."""
-    text = messages.bad_mode("x\n" * 1000, "--gradguard", ("warn",))
-    assert "\n" not in text
-    assert len(text) < 300
+    with pytest.raises(pytest.UsageError) as caught:
+        _plugin._mode("x\n" * 1000, "off")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_a_leak_can_be_reported_of_a_callable_without_code():
     """A fixture may be any callable: then the file of its node is the place."""
     net = nn.Identity()
-    seen = []
 
     class Node:
         path = "somewhere/test_x.py"
-
-        def get_closest_marker(self, name):
-            seen.append(name)
 
     class Request:
         node = Node()
@@ -1310,8 +1341,8 @@ def test_a_leak_can_be_reported_of_a_callable_without_code():
     class Definition:
         argname, scope, func = "net", "function", net
 
-    leak = _pytest_scopes.Leak((True, False), (False, False), None, [], torch_is_new=False)
+    leak = _pytest_scopes.Leak((True, False), (False, False), None, [])
+    subject = _pytest_report.of_fixture(Request(), Definition(), leak)
     with pytest.warns(GradModeWarning, match="fixture 'net'") as caught:
-        _pytest_report.report(leak, Request(), Definition(), failing=False)
+        _pytest_report.report(leak, subject, failing=False)
     assert (caught[0].filename, caught[0].lineno) == ("somewhere/test_x.py", 1)
-    assert seen == ["leaks_grad_mode"]

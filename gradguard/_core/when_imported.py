@@ -12,12 +12,19 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-def when_imported(name: str, then: Callable[[], None]) -> None:
-    """Call `then` once `name` has been imported, at once if it is."""
+def when_imported(name: str, then: Callable[[], None]) -> Callable[[], None]:
+    """Call `then` once `name` has been imported, at once if it is.
+
+    Returns:
+        What is called to wait no longer; calling it again, or after the import, does nothing.
+
+    """
+    finder = _Finder(name, then)
     if name in sys.modules:
         then()
     else:
-        sys.meta_path.insert(0, _Finder(name, then))
+        sys.meta_path.insert(0, finder)
+    return finder.remove
 
 
 class _Finder(MetaPathFinder):
@@ -44,6 +51,10 @@ class _Finder(MetaPathFinder):
             self._follow(spec.loader)
         return spec
 
+    def remove(self) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
     def _follow(self, loader: Loader) -> None:
         execute = loader.exec_module
 
@@ -51,7 +62,7 @@ class _Finder(MetaPathFinder):
             del loader.exec_module  # what was set on the instance
             execute(module)
             if self in sys.meta_path:
-                sys.meta_path.remove(self)
+                self.remove()
                 self._then()
 
         loader.exec_module = exec_module  # type: ignore[method-assign]
