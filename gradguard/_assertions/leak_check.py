@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from torch.nn import Module
 
 from gradguard._assertions.leak_check_texts import left_changed, not_a_module, not_entered
-from gradguard._core.decorating import Scope, decorate_each
+from gradguard._core.decorating import decorate_each
 from gradguard._core.guard_stack import close_above, thread
 from gradguard._core.state import grad_state, is_dynamo_compiling, put_back
 from gradguard._core.suspended_bodies import Body
+from gradguard._core.wrappers import CallContext
 from gradguard._errors import GradLeakError
 from gradguard._eval.entries import own_flags, write_own_flags
 from gradguard._eval.training_flags import Modules, tree
@@ -89,7 +90,7 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
     def __call__(self, fn: F) -> F:
         return leaves_mode("leak_check", fn, self._modules)
 
-    def traced(self) -> AbstractContextManager[object]:
+    def while_compiling(self) -> AbstractContextManager[object]:
         """Nothing: Dynamo follows neither the inference flag nor the module tree."""
         return nullcontext()
 
@@ -104,7 +105,7 @@ def leaves_mode(asker: str, fn: F, modules: tuple[Module, ...] = ()) -> F:
     check._asker = asker  # noqa: SLF001 (its own module)
     check._name = f"{getattr(fn, '__qualname__', type(fn).__name__)}()"  # noqa: SLF001
 
-    def check_for(*_: Any, **__: Any) -> Scope:
+    def check_for(*_: Any, **__: Any) -> CallContext:
         return check
 
     decorated: F = decorate_each(fn, check_for, f"{asker}()")

@@ -24,36 +24,36 @@ from gradguard._core.torch_versions import (
 )
 
 
-def traced_grad(mode: bool) -> AbstractContextManager[None]:
+def compiled_grad(mode: bool) -> AbstractContextManager[None]:
     """`enable_grad` or `no_grad`."""
     if mode and torch.enable_grad is enable_grad:
         return enable_grad()
     if not mode and torch.no_grad is no_grad:
         return no_grad()
-    return TracedGrad(mode)
+    return CompiledGrad(mode)
 
 
-def traced_set_grad(mode: bool) -> AbstractContextManager[None]:
+def compiled_set_grad(mode: bool) -> AbstractContextManager[None]:
     """`set_grad_enabled`, which acts when it is made."""
     own = torch.set_grad_enabled is set_grad_enabled
-    return set_grad_enabled(mode) if own else TracedSetGrad(mode)
+    return set_grad_enabled(mode) if own else CompiledSetGrad(mode)
 
 
-def traced_inference(mode: bool) -> AbstractContextManager[None]:
+def compiled_inference(mode: bool) -> AbstractContextManager[None]:
     """`inference_mode`."""
     own = torch.inference_mode is inference_mode
-    return inference_mode(mode) if own else traced_decorated_inference(mode)
+    return inference_mode(mode) if own else compiled_decorated_inference(mode)
 
 
-def traced_decorated_inference(mode: bool) -> AbstractContextManager[None]:
+def compiled_decorated_inference(mode: bool) -> AbstractContextManager[None]:
     """`inference_mode` around a function that is called, not a block.
 
     torch's own would split the wrapper, too, at a graph break in the function: more recompilations.
     """
-    return TracedInference(mode) if DYNAMO_FOLLOWS_INFERENCE else inference_mode(mode)
+    return CompiledInference(mode) if DYNAMO_FOLLOWS_INFERENCE else inference_mode(mode)
 
 
-class TracedGuard:
+class CompiledGuard:
     """One entry of one guard, made anew each time, as Dynamo cannot follow a shared one."""
 
     def __init__(self, mode: bool) -> None:
@@ -73,7 +73,7 @@ class TracedGuard:
         return wrapper
 
 
-class TracedGrad(TracedGuard):
+class CompiledGrad(CompiledGuard):
     """`no_grad` and `enable_grad`."""
 
     def __enter__(self) -> None:
@@ -84,7 +84,7 @@ class TracedGrad(TracedGuard):
         set_grad(self.found)
 
 
-class TracedSetGrad(TracedGuard):
+class CompiledSetGrad(CompiledGuard):
     """`set_grad_enabled`, which acts when it is made."""
 
     def __init__(self, mode: bool) -> None:
@@ -100,10 +100,10 @@ class TracedSetGrad(TracedGuard):
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         set_grad(self.found)
-        return TracedGrad(self.mode)(fn)
+        return CompiledGrad(self.mode)(fn)
 
 
-class TracedInference(TracedGuard):
+class CompiledInference(CompiledGuard):
     """`inference_mode`."""
 
     def __enter__(self) -> None:

@@ -1,7 +1,7 @@
 """The guards that are open in this thread, as a chain of immutable links, innermost first."""
 
 import threading
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from gradguard._core.state import (
     InferenceToken,
@@ -10,21 +10,29 @@ from gradguard._core.state import (
     is_inference_mode_enabled,
     set_grad,
 )
-from gradguard._core.texts import not_open, out_of_order
 from gradguard._core.warning import warn
 from gradguard._errors import GradModeWarning
 
-if TYPE_CHECKING:
-    from gradguard._core.guard_types import Guard
+
+class Opener:
+    """What a link belongs to: a guard, or a body that can be suspended."""
+
+    __slots__ = ()
+    grad: bool | None  # the grad mode that it sets; None: the one that surrounds it
+    enters_inference = False
+
 
 # The guard, the grad mode that it found, what brings inference mode back (where it was switched),
 # and the link below. A plain tuple, because a NamedTuple costs three times as much to build; a
 # chain, because pushing and popping a list costs twice as much as relinking.
 # The mode found by what holds a token may be None: off because of inference mode.
-Link: TypeAlias = "tuple[Guard | Boundary, bool | None, InferenceToken | None, Link | None]"
+Link: TypeAlias = "tuple[Opener, bool | None, InferenceToken | None, Link | None]"
 
 
-class Boundary:
+_USE_WITH = "Use `with`, which exits each guard in the block and the thread that entered it."
+
+
+class Boundary(Opener):
     """In the place of a guard: the links above it belong to one body that can be suspended."""
 
     __slots__ = ("grad",)
@@ -59,7 +67,7 @@ def links() -> list[Link]:
     return found
 
 
-def guards() -> "tuple[Guard, ...]":
+def guards() -> tuple[Opener, ...]:
     """Return the gradguard guards open in the calling thread, outermost first.
 
     Decorated functions that are running count, and so do the guards of a generator or coroutine
@@ -73,12 +81,33 @@ def guards() -> "tuple[Guard, ...]":
     return guards_of(links())
 
 
-def guards_of(chain: list[Link]) -> "tuple[Guard, ...]":
+def guards_of(chain: list[Link]) -> tuple[Opener, ...]:
     """The guards of a chain of links, outermost first."""
     return tuple(link[0] for link in reversed(chain) if not isinstance(link[0], Boundary))
 
 
-def close_out_of_order(guard: "Guard") -> None:
+def grad_inside(grad: bool, inference: bool) -> bool:
+    """The grad mode in which inference mode is left, where these two are the modes of now."""
+    return grad or (inference and _grad_around_inference())
+
+
+def _grad_around_inference() -> bool:
+    """The grad mode that surrounds the inference block in which this thread is.
+
+    A `no_grad` opened inside the block counts as surrounding, too. True where the block is
+    torch's own, which has no link here: torch turns grad on there as well.
+    """
+    link = thread.cell[0]
+    while link is not None:
+        guard, found, _, link = link
+        if not guard.enters_inference:
+            return guard.grad is not False
+        if found is not None:
+            return found
+    return True
+
+
+def close_out_of_order(guard: Opener) -> None:
     """Close the innermost open `guard` below others, which keep deciding the mode.
 
     The guard above takes over what the closed one found, so that its exit brings that back.
@@ -91,7 +120,7 @@ def close_out_of_order(guard: "Guard") -> None:
     chain = links()
     at = next((i for i, link in enumerate(chain) if link[0] is guard), None)
     if at is None:
-        raise RuntimeError(not_open(repr(guard), [*map(repr, guards_of(chain))]))
+        raise RuntimeError(_not_open(guard, chain))
     above, (_, found, token, below) = chain[:at], chain[at]
     inner, (next_above, _, its_token, _) = above[:-1], above[-1]
     grad, modes = is_grad_enabled(), _unwind(above)
@@ -99,10 +128,26 @@ def close_out_of_order(guard: "Guard") -> None:
         token.__exit__(None, None, None)
     thread.cell[0] = _rewind([*inner, (next_above, bool(found), its_token, below)], modes, below)
     set_grad(grad)
-    warn(out_of_order(repr(guard), repr(above[0][0])), GradModeWarning)
+    closed, innermost = repr(guard), repr(above[0][0])
+    warn(
+        f"{closed} was exited while {innermost}, entered after it, is still open: {innermost} goes "
+        f"on deciding the grad mode, and its exit brings back what {closed} found. Usual causes: a "
+        "`with` block that spans a `yield` or an `await` (decorate the function instead, or use "
+        f"gradguard.isolated), or __enter__ and __exit__ called by hand. {_USE_WITH}",
+        GradModeWarning,
+    )
 
 
-def close_above(base: "Link | None") -> "tuple[Guard, ...]":
+def _not_open(guard: Opener, chain: list[Link]) -> str:
+    listing = ", ".join(map(repr, guards_of(chain))) or "none"
+    return (
+        f"{guard!r} is not open in this thread (open here, outermost first: {listing}), so it "
+        "cannot be exited; the mode is unchanged. It was never entered, was exited already, or was "
+        f"entered in another thread. {_USE_WITH}"
+    )
+
+
+def close_above(base: "Link | None") -> tuple[Opener, ...]:
     """Close the guards left open above `base`, innermost first; return them, outermost first.
 
     The mode is left to the caller. Nothing is closed where `base` itself has been.

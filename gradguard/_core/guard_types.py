@@ -5,23 +5,23 @@ found on entry lies on the thread's chain (`_stack`). A class whose ``__new__`` 
 Python, as torch's is, costs half as much again.
 """
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from gradguard._core import compiling as _traced
-from gradguard._core.guard_stack import Link, close_out_of_order, thread
+from gradguard._core.compiling import CompiledGrad, compiled_decorated_inference
+from gradguard._core.decorating import decorate
+from gradguard._core.guard_stack import Link, Opener, close_out_of_order, grad_inside, thread
 from gradguard._core.state import (
-    GradState,
     enter_inference,
     is_grad_enabled,
     is_inference_mode_enabled,
     set_grad,
 )
+from gradguard._core.suspended_bodies import Body, Suspendable
+from gradguard._core.wrappers import under_inference, under_no_grad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
-    from gradguard._core.suspended_bodies import Suspendable
 
 Decoratable: TypeAlias = (
     "Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any] | property"
@@ -29,11 +29,10 @@ Decoratable: TypeAlias = (
 F = TypeVar("F", bound=Decoratable)
 
 
-class Guard:
+class Guard(Opener):
     """A context manager and decorator that may be open any number of times, in any thread."""
 
     __slots__ = ("_name", "_text")
-    grad: bool | None  # the grad mode that it sets; None: the one that surrounds it
 
     def __init__(self, text: str, name: str) -> None:
         self._text = text
@@ -45,14 +44,12 @@ class Guard:
     def __reduce__(self) -> str | tuple[Any, ...]:
         return self._name  # a copy or a pickle of a shared guard is that guard
 
-    def traced(self) -> "AbstractContextManager[None]":
+    def while_compiling(self) -> AbstractContextManager[None]:
         """A guard of the same effect that Dynamo can follow."""
         raise NotImplementedError
 
-    def body(self) -> "Suspendable":
+    def body(self) -> Suspendable:
         """This guard for one call whose body can be suspended."""
-        from gradguard._core.suspended_bodies import Body  # it builds on this module
-
         return Body(self)
 
     def __enter__(self) -> None:
@@ -73,8 +70,6 @@ class Guard:
             token.__exit__(None, None, None)
 
     def __call__(self, orig_func: F) -> F:
-        from gradguard._core.decorating import decorate  # it builds on this module
-
         decorated: F = decorate(orig_func, self)
         return decorated
 
@@ -84,6 +79,7 @@ class _NoGrad(Guard):
 
     __slots__ = ()
     grad = False
+    plain_wrapper = staticmethod(under_no_grad)
 
     def __enter__(self) -> None:
         cell = thread.cell
@@ -92,8 +88,8 @@ class _NoGrad(Guard):
         if found:
             set_grad(False)
 
-    def traced(self) -> _traced.TracedGuard:
-        return _traced.TracedGrad(False)
+    def while_compiling(self) -> AbstractContextManager[None]:
+        return CompiledGrad(False)
 
 
 class _Left:
@@ -128,8 +124,8 @@ class _EnableGrad(Guard):
         if not found:
             set_grad(True)
 
-    def traced(self) -> _traced.TracedGuard:
-        return _traced.TracedGrad(True)
+    def while_compiling(self) -> AbstractContextManager[None]:
+        return CompiledGrad(True)
 
 
 class _InferenceOn(Guard):
@@ -137,14 +133,16 @@ class _InferenceOn(Guard):
 
     __slots__ = ()
     grad = False
+    enters_inference = True
+    plain_wrapper = staticmethod(under_inference)
 
     def __enter__(self) -> None:
         cell = thread.cell
         found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
         cell[0] = (self, found, enter_inference(True), cell[0])
 
-    def traced(self) -> "AbstractContextManager[None]":
-        return _traced.traced_decorated_inference(True)
+    def while_compiling(self) -> AbstractContextManager[None]:
+        return compiled_decorated_inference(True)
 
 
 class _InferenceOff(Guard):
@@ -156,33 +154,12 @@ class _InferenceOff(Guard):
     def __enter__(self) -> None:
         cell = thread.cell
         found = is_grad_enabled()
-        grad = self.inside(GradState(found, is_inference_mode_enabled())).grad_enabled
+        grad = grad_inside(found, is_inference_mode_enabled())
         cell[0] = (self, found, enter_inference(False), cell[0])
         set_grad(grad)
 
-    def inside(self, outside: GradState) -> GradState:
-        """The mode that this guard makes of `outside`, without switching anything."""
-        grad = outside.grad_enabled or (outside.inference_mode and _grad_around_inference())
-        return GradState(grad, False)
-
-    def traced(self) -> "AbstractContextManager[None]":
-        return _traced.traced_decorated_inference(False)
-
-
-def _grad_around_inference() -> bool:
-    """The grad mode that surrounds the inference block in which this thread is.
-
-    A `no_grad` opened inside the block counts as surrounding, too. True where the block is
-    torch's own, which has no link here: torch turns grad on there as well.
-    """
-    link = thread.cell[0]
-    while link is not None:
-        guard, found, _, link = link
-        if guard is not INFERENCE_ON:
-            return guard.grad is not False
-        if found is not None:
-            return found
-    return True
+    def while_compiling(self) -> AbstractContextManager[None]:
+        return compiled_decorated_inference(False)
 
 
 class SetGrad(Guard):
@@ -215,8 +192,8 @@ class SetGrad(Guard):
         cell[0] = (self, found, token, cell[0])
         set_grad(bool(self.grad))
 
-    def traced(self) -> _traced.TracedGuard:
-        return _traced.TracedGrad(bool(self.grad))
+    def while_compiling(self) -> AbstractContextManager[None]:
+        return CompiledGrad(bool(self.grad))
 
     def __call__(self, orig_func: F) -> F:
         if self._maker is thread.cell:

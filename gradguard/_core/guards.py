@@ -2,7 +2,7 @@
 
 from typing import Any, overload
 
-from gradguard._core import compiling as _traced
+from gradguard._core.compiling import compiled_grad, compiled_inference, compiled_set_grad
 from gradguard._core.guard_types import (
     ENABLE_GRAD,
     INFERENCE_OFF,
@@ -13,7 +13,7 @@ from gradguard._core.guard_types import (
     SetGrad,
 )
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.texts import mode_not_bool
+from gradguard._core.text import one_line
 
 
 @overload
@@ -50,7 +50,7 @@ def no_grad(orig_func: Any = None) -> Any:
 
     Source: `torch.no_grad`; where torch differs, see the README.
     """
-    guard: Any = _traced.traced_grad(False) if is_dynamo_compiling() else NO_GRAD
+    guard: Any = compiled_grad(False) if is_dynamo_compiling() else NO_GRAD
     return guard if orig_func is None else guard(orig_func)
 
 
@@ -82,7 +82,7 @@ def enable_grad(orig_func: Any = None) -> Any:
 
     Source: `torch.enable_grad`; `c10::InferenceMode` for what inference mode leaves out.
     """
-    guard: Any = _traced.traced_grad(True) if is_dynamo_compiling() else ENABLE_GRAD
+    guard: Any = compiled_grad(True) if is_dynamo_compiling() else ENABLE_GRAD
     return guard if orig_func is None else guard(orig_func)
 
 
@@ -110,8 +110,8 @@ def set_grad_enabled(mode: bool) -> Guard:
     Source: `torch.set_grad_enabled`.
     """
     if mode is not True and mode is not False:
-        raise TypeError(mode_not_bool("set_grad_enabled", repr(mode), type(mode).__name__))
-    guard: Any = _traced.traced_set_grad(mode) if is_dynamo_compiling() else SetGrad(mode)
+        raise TypeError(_not_bool("set_grad_enabled", mode, "set_grad_enabled(False)"))
+    guard: Any = compiled_set_grad(mode) if is_dynamo_compiling() else SetGrad(mode)
     return guard  # type: ignore[no-any-return]
 
 
@@ -148,8 +148,15 @@ def inference_mode(mode: Any = True) -> Any:
     """
     if mode is True or mode is False:
         if is_dynamo_compiling():
-            return _traced.traced_inference(mode)
+            return compiled_inference(mode)
         return INFERENCE_ON if mode else INFERENCE_OFF
     if not callable(mode) and not isinstance(mode, (classmethod, property)):
-        raise TypeError(mode_not_bool("inference_mode", repr(mode), type(mode).__name__))
+        raise TypeError(_not_bool("inference_mode", mode, "inference_mode()"))
     return inference_mode(True)(mode)
+
+
+def _not_bool(guard: str, mode: object, decorator: str) -> str:
+    return (
+        f"{guard}(mode) takes True or False, not {one_line(repr(mode))} of type "
+        f"{type(mode).__name__}. To decorate a function, write @{decorator}."
+    )

@@ -17,12 +17,11 @@ if nothing but inference mode can have changed; otherwise inference mode alone i
 
 import types
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
-from gradguard._core.guard_stack import Boundary, Link, links, thread
-from gradguard._core.guard_types import INFERENCE_OFF, Guard
+from gradguard._core.guard_stack import Boundary, Link, Opener, grad_inside, links, thread
 from gradguard._core.state import (
-    GradState,
     InferenceToken,
     enter_inference,
     is_any_autocast_enabled,
@@ -46,7 +45,7 @@ class Suspendable(Protocol):
 
 
 # A link without what lies below it, which changes from step to step.
-Opened: TypeAlias = tuple[Guard | Boundary, bool | None, InferenceToken | None]
+Opened: TypeAlias = tuple[Opener, bool | None, InferenceToken | None]
 
 
 class Body(Boundary):
@@ -57,7 +56,7 @@ class Body(Boundary):
 
     __slots__ = ("_autocast", "_base", "_guard", "_holds", "_mode", "_opened", "_outside", "_top")
 
-    def __init__(self, guard: Guard | None = None) -> None:
+    def __init__(self, guard: AbstractContextManager[object] | None = None) -> None:
         self._guard = guard
         self._mode: tuple[bool, bool] | None = None  # a GradState costs four times as much
         self._opened: tuple[Opened, ...] = ()  # outermost first
@@ -72,7 +71,7 @@ class Body(Boundary):
         found, outside = is_grad_enabled(), is_inference_mode_enabled()
         self._outside, mode, token = outside, self._mode, None
         if mode is None:
-            self.grad = INFERENCE_OFF.inside(GradState(found, outside)).grad_enabled
+            self.grad = grad_inside(found, outside)
         else:
             grad, inference = mode
             if self._holds or inference is not outside:

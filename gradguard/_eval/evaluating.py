@@ -127,8 +127,6 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
         """The same while Dynamo is compiling: it asks each time, as a graph may break inside."""
         return self
 
-    traced = while_compiling
-
     def body(self) -> "EvalBody":
         """Return this scope for one call whose body can be suspended."""
         return EvalBody(self._modules)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from inspect import getattr_static
 from types import FrameType, FunctionType, MethodType
-from typing import Any, TypeGuard
+from typing import Any
 
 from gradguard._core.frames import is_ours, module_of, user_frame
+from gradguard._core.wrappers import DecoratedCall, decorated_call
 from gradguard._locate.blocks import Function, UnreadableError, scope_of
 from gradguard._locate.enclosing import Block, block_at
 from gradguard._locate.guard_expressions import (
@@ -27,7 +28,8 @@ def origin_of(frame: FrameType, callee: FrameType | None) -> list[Block] | None:
     """Return what this frame switches for its `callee`, or None if it is an ordinary frame."""
     module, name = module_of(frame), frame.f_code.co_name
     if is_ours(module):
-        return _our_decorated(frame) if name == "wrapper" else []
+        call = decorated_call(frame)
+        return [] if call is None else _our_decorated(frame, call)
     read = _READERS.get((module, name))
     return None if read is None else read(frame, callee)
 
@@ -40,21 +42,15 @@ def _torch_decorated(frame: FrameType, _: object) -> list[Block]:
     return _decorated(frame, switch, frame.f_locals.get("func"))
 
 
-def _our_decorated(frame: FrameType) -> list[Block]:
-    # The wrappers of gradguard close over `guard` and `fn`.
-    switch = switch_of_object(frame.f_locals.get("guard"))
-    function = frame.f_locals.get("fn")
-    # Around what a plain function has handed back to be run, `fn` is a lambda that returns it.
-    handed = Names.of_function(function).named("result") if _is_our(function) else None
-    codes = (getattr_static(type(handed), f"{kind}_code", None) for kind in ("gi", "cr", "ag"))
-    code = next((code.__get__(handed) for code in codes if code is not None), None)
+def _our_decorated(frame: FrameType, call: DecoratedCall) -> list[Block]:
+    switch = switch_of_object(call.guard)
+    # The code of a body that a plain function has handed back to be run.
+    handed = type(call.function)
+    codes = (getattr_static(handed, f"{kind}_code", None) for kind in ("gi", "cr", "ag"))
+    code = next((code.__get__(call.function) for code in codes if code is not None), None)
     if code is None or switch is None:
-        return _decorated(frame, switch, function)
+        return _decorated(frame, switch, call.function)
     return [block_at(code, {}, (code.co_firstlineno, switch, "decorator"))]
-
-
-def _is_our(function: Any) -> TypeGuard[FunctionType]:
-    return is_a(function, FunctionType) and is_ours(function.__globals__.get("__name__"))
 
 
 def _decorated(frame: FrameType, switch: Switch | None, function: Any) -> list[Block]:

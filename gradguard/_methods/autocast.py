@@ -12,7 +12,7 @@ from gradguard._core.torch_versions import never_compiled
 
 
 class Autocast:
-    """One call's autocast: a `Scope`, and its own `Suspendable`.
+    """One call's autocast: a `CallContext`, and its own `Suspendable`.
 
     What the body has switched when it suspends (a ``with torch.autocast(..., enabled=False)``
     around a ``yield``) comes again on resume; the exit of what it has open brings back what that
@@ -43,7 +43,7 @@ class Autocast:
     def __exit__(self, *_: object) -> None:
         self.finish()
 
-    def traced(self) -> AbstractContextManager[object]:
+    def while_compiling(self) -> AbstractContextManager[object]:
         return torch.autocast(self._device, self._dtype)
 
     def body(self) -> "Autocast":

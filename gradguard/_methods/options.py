@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch.nn import Module
 
-from gradguard._core.decorating import Scope, decorate, decorate_each
+from gradguard._core.decorating import decorate, decorate_each
 from gradguard._core.guard_types import INFERENCE_ON, NO_GRAD
 from gradguard._core.torch_versions import never_compiled
+from gradguard._core.wrappers import CallContext
 from gradguard._eval.evaluating import EvalBody, evaluating
 from gradguard._methods.autocast import Autocast, device_of
 
@@ -45,7 +46,7 @@ class Inference:
     def decorate(self, fn: Any, find_modules: FindModules) -> Any:
         scope, dtype = self._evaluating, self._dtype
 
-        def eval_for(*args: Any, **kwargs: Any) -> Scope:
+        def eval_for(*args: Any, **kwargs: Any) -> CallContext:
             return scope(*find_modules(args, kwargs))
 
         name = self._decorator
@@ -58,8 +59,8 @@ class Inference:
         return decorate_each(wrapped, eval_for, name)
 
 
-def _autocast_for(find_modules: FindModules, dtype: torch.dtype) -> Callable[..., Scope]:
-    def autocast_for(*args: Any, **kwargs: Any) -> Scope:
+def _autocast_for(find_modules: FindModules, dtype: torch.dtype) -> Callable[..., CallContext]:
+    def autocast_for(*args: Any, **kwargs: Any) -> CallContext:
         return Autocast(device_of(find_modules(args, kwargs)), dtype)
 
     return autocast_for

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from torch.nn import Module
 
-from gradguard._core.texts import cannot_decorate_class
+from gradguard._core.decorating import cannot_decorate_class
 from gradguard._core.torch_versions import never_compiled
 from gradguard._methods.attributes import (
     Path,
@@ -77,7 +77,7 @@ class ModulesOf:
 def check_method(decorator: str, method: Any) -> None:
     """Raise a TypeError that says what to decorate instead, if this is not a method."""
     if isinstance(method, type):
-        raise TypeError(cannot_decorate_class(decorator, method.__qualname__))
+        raise TypeError(cannot_decorate_class(decorator, method))
     if isinstance(method, Module):
         kind = type(method).__name__
         msg = (

@@ -1,8 +1,10 @@
 """The guard that sets the whole mode of another place."""
 
-from gradguard._core.compiling import TracedGrad, TracedGuard, TracedInference
-from gradguard._core.guard_stack import thread
-from gradguard._core.guard_types import INFERENCE_OFF, Guard
+from contextlib import AbstractContextManager
+
+from gradguard._core.compiling import CompiledGrad, CompiledGuard, compiled_decorated_inference
+from gradguard._core.guard_stack import grad_inside, thread
+from gradguard._core.guard_types import Guard
 from gradguard._core.state import (
     GradState,
     enter_inference,
@@ -25,7 +27,7 @@ class Carried(Guard):
     def __init__(self, text: str) -> None:
         super().__init__(text, text)
         self.mode = grad_state()
-        self.grad = INFERENCE_OFF.inside(self.mode).grad_enabled
+        self.grad = grad_inside(*self.mode)
 
     def __enter__(self) -> None:
         cell = thread.cell
@@ -33,19 +35,19 @@ class Carried(Guard):
         cell[0] = (self, found, enter_inference(self.mode.inference_mode), cell[0])
         set_grad(self.mode.grad_enabled)
 
-    def traced(self) -> TracedGuard:
-        return _TracedCarried(self.mode)
+    def while_compiling(self) -> AbstractContextManager[None]:
+        return _CompiledCarried(self.mode)
 
 
-class _TracedCarried(TracedGuard):
+class _CompiledCarried(CompiledGuard):
     def __init__(self, mode: GradState) -> None:
-        self.inference = TracedInference(mode.inference_mode)
-        self.grad = TracedGrad(mode.grad_enabled)
+        self.inference = compiled_decorated_inference(mode.inference_mode)
+        self.grad = CompiledGrad(mode.grad_enabled)
 
     def __enter__(self) -> None:
         self.inference.__enter__()
         self.grad.__enter__()
 
     def __exit__(self, *exc: object) -> None:
-        self.grad.__exit__()
-        self.inference.__exit__()
+        self.grad.__exit__(None, None, None)
+        self.inference.__exit__(None, None, None)

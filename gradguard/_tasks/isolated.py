@@ -18,7 +18,7 @@ R = TypeVar("R", bound="Iterable[Any] | AsyncIterable[Any] | Awaitable[Any]")
 class _Isolation(nullcontext[None]):
     """A scope that switches nothing; a body of its own is all there is to it."""
 
-    def traced(self) -> Self:
+    def while_compiling(self) -> Self:
         return self
 
     def body(self) -> Body:

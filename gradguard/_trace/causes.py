@@ -4,7 +4,7 @@ from types import FrameType
 
 from gradguard._core.frames import is_ours, module_of
 from gradguard._core.guard_stack import thread
-from gradguard._core.wrapper_frames import decorated_call, is_decorated_call
+from gradguard._core.wrappers import decorated_call, is_decorated_call
 from gradguard._trace.open_switches import Cause, Role
 
 _ROLES = {

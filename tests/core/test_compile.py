@@ -19,9 +19,8 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import gradguard
-from gradguard._core import decorating as _decorators
-from gradguard._core import fast_wrappers as _fast
 from gradguard._core import guards as _guards
+from gradguard._core import wrappers as _wrappers
 
 GUARDS: dict[str, Callable[[Any], Any]] = {
     "no_grad": lambda ns: ns.no_grad(),
@@ -861,6 +860,6 @@ def test_what_dynamo_reads_holds_uncompiled(monkeypatch, rebound, guard):
     if rebound:
         for name in NAMES:
             monkeypatch.setattr(torch, name, getattr(gradguard, name))
-    for module in (_decorators, _fast, _guards):
+    for module in (_guards, _wrappers):
         monkeypatch.setattr(module, "is_dynamo_compiling", lambda: True)
     assert [_under(ours, OUTSIDES) for _, ours in programs] == expected

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import gradguard
-from gradguard._core.wrapper_frames import decorated_call, is_decorated_call
+from gradguard._core.wrappers import decorated_call, is_decorated_call
 
 GUARDS = {
     "no_grad": gradguard.no_grad(),
