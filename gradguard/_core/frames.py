@@ -14,7 +14,7 @@ _TORCH = ("torch", "gradguard")
 _SITE = re.compile(r"[\\/](?:site|dist)-packages[\\/]([^\\/]+?)(?:\.py)?(?=[\\/]|$)")
 _STANDARD = f"{Path(os.__file__).parent}{os.sep}"
 
-_USER, _LIBRARY, _PLUMBING = range(3)
+USER, LIBRARY, PLUMBING = range(3)
 
 
 class Line(NamedTuple):
@@ -42,27 +42,27 @@ def user_frame(frame: FrameType | None = None) -> FrameType:
     other, it is the first that is installed; and where torch's own code is the program, the
     outermost frame.
     """
-    user, library, outermost = _frames(frame or sys._getframe(1))  # noqa: SLF001 - see user_line
+    user, library, outermost = frames_of(frame or sys._getframe(1))  # noqa: SLF001 - see user_line
     return user or library or outermost
 
 
 def user_line(frame: FrameType | None = None) -> Line:
     """Return the line that `user_frame` is at, with that of the library in between."""
     # inspect.currentframe() may be None.
-    user, library, outermost = _frames(frame or sys._getframe(1))  # noqa: SLF001
+    user, library, outermost = frames_of(frame or sys._getframe(1))  # noqa: SLF001
     if user is None or library is None:
         return _line(user or library or outermost)
     return _line(user)._replace(library=_line(library))
 
 
-def _frames(frame: FrameType) -> tuple[FrameType | None, FrameType | None, FrameType]:
+def frames_of(frame: FrameType) -> tuple[FrameType | None, FrameType | None, FrameType]:
     """Return the first frame of the user's, the first of a library within it, and the last seen."""
     library, last = None, frame
     for last in outwards(frame):
         whose = _whose(module_of(last), last.f_code.co_filename)
-        if whose == _USER:
+        if whose == USER:
             return last, library, last
-        if whose == _LIBRARY and library is None:
+        if whose == LIBRARY and library is None:
             library = last
     return None, library, last
 
@@ -78,9 +78,14 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def whose(frame: FrameType) -> int:
+    """Return whose code a frame runs: `USER`, `LIBRARY` or `PLUMBING`."""
+    return _whose(module_of(frame), frame.f_code.co_filename)
+
+
 def is_library(filename: str) -> bool:
     """Tell whether a file is of something installed that is not the program itself."""
-    return _whose("", filename) == _LIBRARY
+    return _whose("", filename) == LIBRARY
 
 
 class _Known:
@@ -116,18 +121,18 @@ def _whose(module: str, filename: str) -> int:
 
 def _of(module: str, filename: str, program: Collection[str]) -> int:
     if module.startswith("gradguard."):
-        return _PLUMBING if is_ours(module) else _USER
+        return PLUMBING if is_ours(module) else USER
     # By file as well: a module that is run as the program is called `__main__`, and what torch.fx
     # generates belongs to no module.
     if _in_package(module, _TORCH) or filename.startswith(("<eval_with_key>", *_directories())):
-        return _PLUMBING
+        return PLUMBING
     if _in_package(module, _libraries):
-        return _LIBRARY
+        return LIBRARY
     package = _installed(filename)
     if package is not None:
-        return _USER if package in program else _LIBRARY
+        return USER if package in program else LIBRARY
     standard = filename.startswith(("<frozen ", _STANDARD))
-    return _PLUMBING if standard and module != "__main__" else _USER
+    return PLUMBING if standard and module != "__main__" else USER
 
 
 def _in_package(module: str, packages: Collection[str]) -> bool:

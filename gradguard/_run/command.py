@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import linecache
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ from gradguard._core.frames import module_of
 from gradguard._core.when_imported import when_imported
 from gradguard._run import program as _run_script
 from gradguard._run import texts
-from gradguard._run.findings import ranked
+from gradguard._run.findings import as_json, ranked
 from gradguard._run.program import Program, UnrunnableError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from gradguard._run.findings import Finding
+    from gradguard._findings.finding import Finding
     from gradguard._run.observer import Observer
 
 _OURS = ("gradguard.", "importlib.", "_frozen_importlib")
@@ -147,10 +146,12 @@ class Run:
         self._concluded = True  # os._exit may be called, bound by another name, after that
         findings: list[Finding] = []
         if self._observer is not None:
-            findings = ranked(self._observer.finish(crashed=self._error is not None))
+            self._observer.finish(crashed=self._error is not None)
+            findings = ranked(self._observer.findings())
         self._write_summary(findings)
         self._write_report(findings, code)
-        return 1 if self._strict and findings and code == 0 else code
+        faults = any(one.severity == "fault" for one in findings)
+        return 1 if self._strict and faults and code == 0 else code
 
     def _write_summary(self, findings: list[Finding]) -> None:
         observer = self._observer
@@ -183,15 +184,20 @@ class Run:
             "exit_code": code,
             "torch": None if torch is None else str(torch.__version__),
             "gradguard": __version__,
-            "findings": [one.as_json() for one in findings],
+            "findings": [as_json(one) for one in findings],
         }
 
 
 def _entry(finding: Finding) -> texts.Entry:
-    site = finding.site
-    source = linecache.getline(site.filename, site.lineno).strip()
     return texts.Entry(
-        finding.kind, *site, source, finding.count, finding.message, finding.parameters
+        finding.kind,
+        finding.filename or "",
+        finding.lineno or 0,
+        finding.function or "",
+        finding.source or "",
+        finding.count,
+        finding.message,
+        finding.parameters,
     )
 
 

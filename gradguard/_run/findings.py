@@ -1,57 +1,33 @@
 """What a run has found, ranked, and as JSON."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from gradguard._core.frames import user_frame
+from gradguard._findings.finding import Finding
 
 KINDS = (
     "mode-leak",
     "empty-step",
-    "no-gradient",
+    "stale-parameter",
     "inference-tensor",
+    "no-gradient",
+    "unregistered",
+    "frozen-moves",
     "eval-mode",
+    "train-mode-inference",
+    "no-effect",
     "recorded-eval",
+    "kept-graph",
+    "frozen-batchnorm",
 )
 """The worst first: those that stop the learning of everything, of something, then of nothing."""
 
 
-class Site(NamedTuple):
-    """A line of the user's."""
-
-    filename: str
-    lineno: int
-    function: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault: its kind, line and text, how often it happened, and what it happened to."""
-
-    kind: str
-    site: Site
-    message: str
-    count: int = 1
-    parameters: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as it stands in a report."""
-        return {
-            "kind": self.kind,
-            "message": self.message,
-            "filename": self.site.filename,
-            "lineno": self.site.lineno,
-            "function": self.site.function,
-            "count": self.count,
-            "parameters": list(self.parameters),
-        }
-
-
-def here() -> Site:
-    """Return the line of the user's that is being run."""
-    frame = user_frame()
-    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+def as_json(finding: Finding) -> dict[str, Any]:
+    """Return a finding as it stands in a report."""
+    names = ("kind", "severity", "message", "filename", "lineno", "function", "count")
+    fields = {name: getattr(finding, name) for name in names}
+    return {**fields, "parameters": list(finding.parameters)}
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:

@@ -1,230 +1,240 @@
-"""What watches a run: torch's global hooks, installed when the script imports torch.
+"""What watches a run: functions of torch replaced, and its own hooks, for the judge.
 
-While Dynamo compiles, the hooks return at once: it follows that test, and compiles what it would
-without them. It runs the hooks of the outermost compiled module eagerly, not those inside.
+While Dynamo compiles they return at once: it follows that test, and compiles what it would without
+them. It runs the calls of the outermost compiled module eagerly, not those inside.
 """
 
 import functools
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from importlib import import_module
 from types import FrameType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 from torch.nn.modules import module as module_hooks
 from torch.optim import Optimizer
-from typing_extensions import ParamSpec
 
-from gradguard._core.frames import user_frame
-from gradguard._core.state import is_dynamo_compiling
+from gradguard._core.frames import set_libraries
+from gradguard._core.state import is_dynamo_compiling, is_inference_mode_enabled
+from gradguard._findings.finding import Finding
+from gradguard._judge.judge import Judge
+from gradguard._judge.lines import here
 from gradguard._run import texts
-from gradguard._run.evals import RecordedEvals
-from gradguard._run.findings import Finding, Site, here
-from gradguard._run.inference_tensors import InferenceTensors
-from gradguard._run.leaks import Leaks
-from gradguard._run.modules import Modules, Seen, recording
-from gradguard._run.steps import Steps
-from gradguard._watch.training import _has_closure
+from gradguard._run.calls import Running, replacement
+from gradguard._run.guards import dropped_guards
+from gradguard._run.left import left
+from gradguard._run.switching import flag_of_modules, flag_of_parameters, train
+from gradguard._trace.patching import Patches
+from gradguard._trace.trace import Trace
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 # torch.optim deletes the name of its submodule.
 _optimizer_hooks = import_module("torch.optim.optimizer")
-_TRAIN = nn.Module.train.__code__
 
 
 class Observer:
-    """Watches every module and optimizer of the process from `start` to `finish`."""
+    """Watches every module and optimizer of the process from `start` to `finish`.
 
-    def __init__(self) -> None:
+    Args:
+        on_new: called at once with the first finding of each kind and line.
+        libraries: packages that count as library code, wherever they lie.
+
+    """
+
+    def __init__(
+        self,
+        on_new: Callable[[Finding], object] | None = None,
+        libraries: Collection[str] = (),
+    ) -> None:
         self.failure: str | None = None
-        self._modules = Modules()
-        self._steps = Steps(self._modules)
-        self._inference = InferenceTensors(self._modules, self._steps)
-        self._evals = RecordedEvals()
+        self.judge = Judge(on_new)
+        self._libraries = libraries
+        self._running = Running()
+        self._patches = Patches()
         self._undo: list[Callable[[], object]] = []
+        self._stepping: set[int] = set()  # a step may call that of a base class
+        self._active = False
 
     @property
     def steps(self) -> int:
         """How many optimizer steps were seen."""
-        return self._steps.steps
+        return self.judge.scene.steps
+
+    @property
+    def forwards(self) -> int:
+        """How many calls of modules by the program itself were seen."""
+        return self.judge.scene.forwards
 
     @property
     def models(self) -> int:
-        """How many modules were called by the script itself."""
-        return self._modules.outermost
+        """How many modules were called by the program itself."""
+        return self.judge.scene.modules.outermost
+
+    def findings(self) -> list[Finding]:
+        """Return what was found so far."""
+        return self.judge.ledger.findings()
 
     def start(self) -> None:
-        """Install the hooks."""
-        self._leaks = Leaks()
-        before, after = self._forward_hooks()
-        step_before, step_after = self._step_hooks()
-        handles = (
-            module_hooks.register_module_forward_pre_hook(before),
-            module_hooks.register_module_forward_hook(after),
-            _optimizer_hooks.register_optimizer_step_pre_hook(step_before),
-            _optimizer_hooks.register_optimizer_step_post_hook(step_after),
+        """Install all that watches."""
+        set_libraries(self._libraries)
+        trace = Trace(limit=1)  # those that were not switched back are kept beyond it
+        self._active = True
+        patches, attempt, judge, running = self._patches, self._attempt, self.judge, self._running
+        patches.replace(
+            nn.Module, "__call__", lambda call: replacement(judge, running, call, attempt)
         )
-        self._undo += [handle.remove for handle in handles]
-        self._replace(Optimizer, "add_param_group", self._adding)
-        self._replace(nn.Module, "train", self._switching)
-        # torch.compile's wrapper warns of global hooks at each call; a filter would not do: a
-        # script may set its own in front of it, and make every warning an error.
-        self._replace(module_hooks, "_has_any_global_hook", lambda _: _any_but(before, after))
+        patches.replace(torch.autograd, "_engine_run_backward", self._backward)
+        patches.replace(nn.Module, "train", lambda call: train(judge, running, call, attempt))
+        patches.replace(nn.Module, "_apply", self._converting)
+        patches.replace(nn.Parameter, "__deepcopy__", self._copying)
+        patches.replace(nn.Module, "zero_grad", self._zeroing)
+        patches.replace(Optimizer, "zero_grad", self._zeroing)
+        patches.replace(Optimizer, "add_param_group", self._adding)
+        patches.replace(Optimizer, "load_state_dict", self._loading)
+        flag_of_parameters(patches, judge, attempt)
+        dropped_guards(patches, judge, attempt)
+        self._undo += [trace.stop, flag_of_modules(judge, attempt), *self._hook()]
 
-    def finish(self, *, crashed: bool) -> list[Finding]:
-        """Take the hooks off, and return what was found; more than once, nothing again."""
-        if not self._undo:
-            return []
+    def finish(self, *, crashed: bool) -> None:
+        """Put all back, and say what only the end shows; more than once, nothing new."""
+        if not self._active:
+            return
+        self._patches.remove()
         while self._undo:
             self._undo.pop()()
-        found: list[Finding] = []
-        self._try(lambda: found.extend(self._leaks.finish()))
-        self._try(lambda: found.extend(self._steps.finish()))
-        self._try(lambda: found.extend(self._inference.finish()))
-        self._try(lambda: found.extend(self._evals.finish(crashed=crashed)))
-        return found
+        self._attempt(lambda: self.judge.finish(crashed=crashed))
+        self._active = False
 
-    def _forward_hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
-        by_id = self._modules.by_id
-        first, look_at, attempt = self._first, self._evals.look_at, self._try
+    def forked(self) -> None:
+        """Begin anew in a forked child: what was found and counted is the parent's."""
+        self.judge.forked()
 
-        def before(module: nn.Module, _: object) -> None:
-            if is_dynamo_compiling():
-                return
-            seen = by_id.get(id(module))
-            if seen is None or seen.call is None or not seen.recorded:
-                attempt(lambda: first(module))
-            elif seen.outermost and recording():
-                seen.training = module.training
+    def _hook(self) -> list[Callable[[], object]]:
+        handles = (
+            module_hooks.register_module_parameter_registration_hook(self._parameter_set),
+            module_hooks.register_module_buffer_registration_hook(self._buffer_set),
+            module_hooks.register_module_module_registration_hook(self._module_set),
+            _optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
+            _optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
+        )
+        return [handle.remove for handle in handles]
 
-        def after(module: nn.Module, _: object, output: object) -> None:
-            if is_dynamo_compiling() or module.training:
-                return
-            if recording() and not is_tracing():  # type: ignore[no-untyped-call]
-                attempt(lambda: look_at(module, output))
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not is_dynamo_compiling() and id(optimizer) not in self._stepping:
+            self._stepping.add(id(optimizer))
+            closure = has_closure(args, kwargs)
+            self._attempt(lambda: self.judge.before_step(optimizer, closure=closure))
 
-        return before, after
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not is_dynamo_compiling():
+            self._stepping.discard(id(optimizer))
+            closure = has_closure(args, kwargs)
+            self._attempt(lambda: self.judge.after_step(optimizer, closure=closure))
 
-    def _step_hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
-        step, attempt = self._step, self._try
+    def _parameter_set(self, module: nn.Module, name: str, new: Tensor | None) -> None:
+        if not is_dynamo_compiling():
+            self._attempt(self.judge.parameter_set, module, name, new, _caller())
 
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if is_dynamo_compiling():
-                return
-            if not _has_closure(args, kwargs):
-                attempt(lambda: step(optimizer))
+    def _buffer_set(self, _: nn.Module, __: str, new: Tensor | None) -> None:
+        if not is_dynamo_compiling() and new is not None and is_inference_mode_enabled():
+            self._attempt(lambda: self.judge.inference.created([new], here()))
 
-        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if is_dynamo_compiling():
-                return
-            if _has_closure(args, kwargs):
-                attempt(lambda: step(optimizer))
+    def _module_set(self, module: nn.Module, name: str, new: nn.Module | None) -> None:
+        if not is_dynamo_compiling():
+            self._attempt(self.judge.module_set, module, name, new, _caller())
 
-        return before, after
+    def _backward(self, original: Callable[..., T]) -> Callable[..., T]:
+        running, attempt, judge = self._running, self._attempt, self.judge
 
-    def _first(self, module: nn.Module) -> None:
-        seen: Seen = self._modules.of(module)
-        if seen.call is None:
-            seen = self._modules.called(module)
-        if recording():
-            if not seen.recorded:
-                seen.call = here()  # rather than that of an earlier one under no_grad
-            seen.recorded = True
-            if seen.outermost:
-                seen.training = module.training
-            self._inference.look_at_module(module, seen)
-
-    def _step(self, optimizer: Optimizer) -> None:
-        self._leaks.step()
-        trained = self._steps.step(optimizer)
-        if trained.steps & (trained.steps - 1) == 0:  # ever fewer: a look costs as much as a walk
-            self._inference.look_at_step(optimizer)
-
-    def _adding(self, original: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(original)
-        def add_param_group(*args: P.args, **kwargs: P.kwargs) -> T:
-            result = original(*args, **kwargs)
-            self._try(lambda: self._added(args[0]))  # type: ignore[arg-type]
+        def run_backward(roots: Any, *args: Any, **kwargs: Any) -> T:
+            if is_dynamo_compiling():
+                return original(roots, *args, **kwargs)
+            forward = running.forward
+            if forward is not None:
+                forward.differentiated = True
+            to_leaves = bool(kwargs.get("accumulate_grad"))
+            attempt(lambda: judge.backward(roots, left(), to_leaves=to_leaves))
+            running.backward += 1
+            running.forward = None
+            try:
+                return original(roots, *args, **kwargs)
+            finally:
+                running.backward -= 1
+                running.forward = forward
+
+        return run_backward
+
+    def _converting(self, original: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(original)
+        def _apply(module: nn.Module, *args: Any, **kwargs: Any) -> T:
+            result = original(module, *args, **kwargs)
+            if is_inference_mode_enabled():
+                made = [*module.parameters(), *module.buffers()]
+                self._attempt(lambda: self.judge.inference.created(made, here()))
+            return result
+
+        return _apply
+
+    def _copying(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def __deepcopy__(parameter: Tensor, memo: Any) -> Any:  # noqa: N807 (its place)
+            result = original(parameter, memo)
+            if is_inference_mode_enabled():
+                self._attempt(lambda: self.judge.inference.created([result], here()))
+            return result
+
+        return __deepcopy__
+
+    def _zeroing(self, original: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(original)
+        def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> T:
+            if not is_dynamo_compiling():
+                self._attempt(self.judge.zeroed, owner)
+            return original(owner, *args, **kwargs)
+
+        return zero_grad
+
+    def _adding(self, original: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(original)
+        def add_param_group(optimizer: Optimizer, *args: Any, **kwargs: Any) -> T:
+            result = original(optimizer, *args, **kwargs)
+            if not is_dynamo_compiling():
+                self._attempt(lambda: self.judge.given(optimizer, here()))
             return result
 
         return add_param_group
 
-    def _added(self, optimizer: Optimizer) -> None:
-        group: list[Tensor] = optimizer.param_groups[-1]["params"]
-        trained = self._steps.of(optimizer, here())
-        known = {id(reference()) for reference in trained.fresh}
-        trained.fresh += [weakref.ref(p) for p in group if id(p) not in known]
-        self._inference.look_at_group(group)
-
-    def _switching(self, original: Callable[..., T]) -> Callable[..., T]:
-        attempt, note = self._try, self._evaluated
-
+    def _loading(self, original: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(original)
-        def train(self: nn.Module, mode: bool = True) -> T:
-            if not is_dynamo_compiling() and not mode and not _by_itself():
-                attempt(lambda: note(self))
-            return original(self, mode)
+        def load_state_dict(optimizer: Optimizer, *args: Any, **kwargs: Any) -> T:
+            result = original(optimizer, *args, **kwargs)
+            self._attempt(lambda: self.judge.loaded(optimizer, here()))
+            return result
 
-        return train
+        return load_state_dict
 
-    def _evaluated(self, module: nn.Module) -> None:
-        site = _caller(module)
-        for each in module.modules():
-            self._modules.of(each).evaluated = site
-
-    def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        original = vars(owner).get(name)
-        if original is None:
-            return
-        ours = make(original)
-        setattr(owner, name, ours)
-
-        def put_back() -> None:
-            if vars(owner).get(name) is ours:  # else the script has replaced it since
-                setattr(owner, name, original)
-
-        self._undo.append(put_back)
-
-    def _try(self, look: Callable[[], object]) -> None:
+    def _attempt(self, look: Callable[..., object], *args: object) -> None:
         """Look, and never let the script fail by it; a failure is told at the end."""
+        if not self._active:  # another tool has put its own over what was replaced
+            return
         try:
-            look()
+            look(*args)
         except Exception as error:  # noqa: BLE001 (it is not the script's; the summary tells it)
             self.failure = texts.failed(type(error).__name__, str(error))
 
 
-def _any_but(*ours: object) -> Callable[[], bool]:
-    """Make the test whether there are global hooks other than `ours`."""
+def has_closure(args: Any, kwargs: Any) -> bool:
+    """Tell whether a step was given a closure.
 
-    def has_any_global_hook() -> bool:
-        return any(callable(hook) and hook not in ours for hook in _global_hooks())
-
-    return has_any_global_hook
-
-
-def _global_hooks() -> Iterator[object]:
-    for name, hooks in vars(module_hooks).items():
-        if name.startswith("_global_") and isinstance(hooks, dict):
-            yield from hooks.values()
+    The hooks' args begin with the optimizer itself, or do not, by version of torch.
+    """
+    given = [*args, kwargs.get("closure")]
+    return any(callable(value) and not isinstance(value, Optimizer) for value in given)
 
 
-def _caller(module: nn.Module) -> Site:
-    """Return the line that put a module in eval mode, outside the module's own overrides."""
-    frame = user_frame()
-    while frame.f_back is not None and _is_override(frame, module):
-        frame = user_frame(frame.f_back)
-    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-
-
-def _is_override(frame: FrameType, module: nn.Module) -> bool:
-    return frame.f_code.co_name in ("train", "eval") and frame.f_locals.get("self") is module
-
-
-def _by_itself() -> bool:
-    """Tell whether `train` was called by `train` of the module that holds this one."""
-    return sys._getframe(2).f_code is _TRAIN  # noqa: SLF001 - inspect.currentframe may be None
+def _caller() -> FrameType:
+    return sys._getframe(2)  # noqa: SLF001 - inspect.currentframe may be None

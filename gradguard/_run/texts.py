@@ -19,8 +19,6 @@ MODULE = "run a library module, as python -m does"
 SCRIPT = "the script and its arguments"
 USAGE = "%(prog)s [-h] [--strict] [--report FILE.json] (SCRIPT | -m MODULE) [ARGS ...]"
 
-PARAMETERS, BUFFERS, STATE = "parameters", "buffers", "optimizer state"
-
 _MOST_ROWS = 10
 _WIDTH = 96
 
@@ -59,62 +57,6 @@ def unwritable_report(path: str, reason: str) -> str:
 
 def report_lost(path: str, reason: str) -> str:
     return f"gradguard: the report could not be written to {path!r} ({reason}).\n"
-
-
-def mode_leak(after: tuple[bool, bool], steps: int) -> str:
-    grad, inference = after
-    mode = "inference mode on" if inference else "grad mode on" if grad else "grad mode off"
-    meanwhile = f", and optimizer steps ran in it ({steps})" if steps else ""
-    return (
-        f"This switched {mode} and nothing switched it back{meanwhile}: from then on "
-        f"{'operations are' if grad and not inference else 'nothing is'} recorded for backward.\n"
-        "To do: switch it by `with torch.no_grad():` (or a decorator), which ends with its block."
-    )
-
-
-def empty_step(optimizer: str, trainable: int) -> str:
-    return (
-        f"A step of {optimizer} in which none of its {trainable} trainable parameters has a "
-        "gradient: it changes nothing.\n"
-        "To do: call backward() on a loss that was recorded (grad mode on, no detach()), and "
-        "zero_grad() not between backward() and step()."
-    )
-
-
-def no_gradient(optimizer: str, steps: int, count: int) -> str:
-    return (
-        f"{_counted(count, 'trainable parameter')} of {optimizer} took part in all of its steps "
-        f"({steps}) and never got a gradient: what is called here does not learn.\n"
-        "To do: let the loss depend on it (no detach(), no no_grad around it), or freeze it "
-        "(requires_grad_(False)), or leave it out of the optimizer."
-    )
-
-
-def inference_tensor(what: str, count: int) -> str:
-    return (
-        f"Inference tensors among the {what} that are trained ({count}): they were made in "
-        "inference mode, and autograd leaves them out or fails on them.\n"
-        "To do: make, copy, load and convert the model outside torch.inference_mode() (a lazy "
-        "module makes its parameters at its first forward), or use no_grad there."
-    )
-
-
-def eval_mode(model: str, step: tuple[str, int, str], count: int) -> str:
-    return (
-        f"The {model}, which was trained in train mode, was left in eval mode: {count} later "
-        f"optimizer steps (at {place(*step)}) ran so, with dropout off and batch statistics "
-        "standing still.\n"
-        "To do: evaluate under `with gradguard.evaluating(model):`, which brings the flags back, "
-        "or call model.train() before training goes on."
-    )
-
-
-def recorded_eval(model: str, count: int) -> str:
-    return (
-        f"A forward of the {model} in eval mode recorded a graph, and no backward followed on it "
-        f"({count}): memory and time for nothing.\n"
-        "To do: call it under `with torch.inference_mode():` or `with torch.no_grad():`."
-    )
 
 
 class Entry(NamedTuple):

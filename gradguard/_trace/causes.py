@@ -1,6 +1,6 @@
 """What a switch was part of, read from the frames of torch's and gradguard's own code."""
 
-from types import FrameType
+from types import CodeType, FrameType
 
 from gradguard._core.frames import is_ours, module_of
 from gradguard._core.guard_stack import thread
@@ -14,8 +14,14 @@ _ROLES = {
 }
 
 
-def cause_of(frame: FrameType | None, otherwise: Cause) -> Cause:
-    """Return what the switch that `frame` makes is part of.
+_ENTERING = ("__enter__", "__aenter__", "enter_context", "enter_async_context")
+_FAR = 12  # frames from a guard to the block that a context manager of the user's opens
+_MOST_CODE = 10_000  # code may be made anew again and again
+_guards: dict[int, tuple[CodeType, bool]] = {}  # by id: the hash of a code goes over all of it
+
+
+def cause_of(frame: FrameType | None, otherwise: Cause) -> tuple[Cause, FrameType | None]:
+    """Return what the switch that `frame` makes is part of, and the frame that uses the guard.
 
     That is the outermost of the guards' own functions that are now running: torch's
     ``no_grad.__enter__`` calls `set_grad_enabled`, which may have been rebound to gradguard's.
@@ -25,15 +31,42 @@ def cause_of(frame: FrameType | None, otherwise: Cause) -> Cause:
         role = _ROLES.get(frame.f_code.co_name)
         if role is not None:
             cause = Cause.by(role, _first_argument(frame))
-        elif is_decorated_call(frame):
-            return _of_decorated_call(frame) if cause.key is None else cause
+        elif frame.f_code.co_name == "wrapper" and is_decorated_call(frame):
+            return (_of_decorated_call(frame) if cause.key is None else cause), frame.f_back
         frame = frame.f_back
-    return cause
+    return cause, frame
+
+
+def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
+    """Return the code whose block a switch opens, None where it is a plain call.
+
+    ``guard.__enter__()`` called by hand opens none. Where a context manager of the user's switches
+    as it is entered, by whatever guard or call, the block is that of its own ``with``.
+    """
+    holder, found = None, frame
+    for _ in range(_FAR):
+        if found is None:
+            break
+        if found.f_code.co_name in _ENTERING:
+            holder = found.f_back
+        found = found.f_back
+    if holder is not None:
+        return holder.f_code
+    if frame is None or role is not Role.ENTRY or "__enter__" in frame.f_code.co_names:
+        return None
+    return frame.f_code
 
 
 def _is_of_a_guard(frame: FrameType) -> bool:
-    name = module_of(frame)
-    return is_ours(name) or name == "torch.autograd.grad_mode"
+    code = frame.f_code
+    known = _guards.get(id(code))
+    if known is None or known[0] is not code:
+        name = module_of(frame)
+        if len(_guards) > _MOST_CODE:
+            _guards.clear()
+        of_a_guard = is_ours(name) or name == "torch.autograd.grad_mode"
+        known = _guards[id(code)] = (code, of_a_guard)
+    return known[1]
 
 
 def _first_argument(frame: FrameType) -> object:

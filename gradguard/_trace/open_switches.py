@@ -8,6 +8,7 @@ guard are paired, and a plain call takes back only plain calls of the same block
 
 import enum
 from collections import deque
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradguard._trace.switch import RecordedSwitch
@@ -62,6 +63,7 @@ class OpenSwitches:
         self._alive = alive
         self._ended = ended
         self._call: tuple[_Open, list[_Open]] | None = None  # the last, and what it took back
+        self.exit: RecordedSwitch | None = None  # the last change, if an exit made it
 
     def __del__(self) -> None:
         """Hand over what is still open: the thread has ended."""
@@ -74,12 +76,20 @@ class OpenSwitches:
         """Return what was switched last of all that is open."""
         return next((o.record for o in reversed(self._stack) if o.record is not None), None)
 
+    def hold(self, cause: Cause, holder: CodeType | None) -> None:
+        """Give the block of a ``set_grad_enabled(…)`` that was entered after it had switched."""
+        top = self._stack[-1] if self._stack else None
+        if top is not None and top.record is not None and top.cause.key == cause.key:
+            top.record.holder = holder
+
     def follow(
         self, cause: Cause, after: "GradState", record: RecordedSwitch | None, now: int
     ) -> None:
         """Open or close switches; `record` is None where the mode did not change."""
         call, self._call = self._call, None
-        before = after if record is None else record.switch.before
+        before = after if record is None else record.before
+        if record is not None:
+            self.exit = record if cause.role is Role.EXIT else None
         if cause.role is Role.ENTRY:
             opened = _Open(cause, before, record)
             if record is None and call is not None and call[0].cause.key == cause.key:

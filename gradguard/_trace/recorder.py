@@ -11,13 +11,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from time import perf_counter_ns
+from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from gradguard._core.frames import Line, user_line
+from gradguard._core.frames import Line, frames_of
 from gradguard._core.places import written
-from gradguard._trace.causes import cause_of
-from gradguard._trace.open_switches import Cause, OpenSwitches
-from gradguard._trace.switch import RecordedSwitch, Switch
+from gradguard._trace.causes import cause_of, holder_of
+from gradguard._trace.open_switches import Cause, OpenSwitches, Role
+from gradguard._trace.switch import RecordedSwitch
 
 if TYPE_CHECKING:
     from gradguard._core.state import GradState
@@ -29,6 +30,8 @@ _MOST_OF_ENDED_THREADS = 1000
 class _Thread(threading.local):
     def __init__(self, opened: Callable[[], OpenSwitches]) -> None:
         self.opened = opened()
+        self.name = threading.current_thread().name
+        self.ident = threading.get_ident()
         self.busy = False  # whether a recorded function is running: it may call itself
 
 
@@ -45,20 +48,16 @@ class Recorder:
         self.thread = _Thread(lambda: OpenSwitches(alive, ended))
 
     def note(self, before: "GradState", after: "GradState", otherwise: Cause) -> None:
-        """RecordedSwitch what the caller has done to the mode, if it changed."""
+        """Record what the caller has done to the mode, if it changed."""
         frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
         now, record = perf_counter_ns(), None
-        cause = cause_of(frame, otherwise)
+        cause, using = cause_of(frame, otherwise)
         if before != after:
-            line = user_line(frame)
-            record = RecordedSwitch(
-                _switch(line, before, after),
-                library=line.library,
-                number=next(self._numbers),
-                thread_id=threading.get_ident(),
-                at=now,
-            )
-        self.thread.opened.follow(cause, after, record, now)
+            record = self._record(cause, using or frame, before, after, now)
+        opened = self.thread.opened
+        opened.follow(cause, after, record, now)
+        if record is None and cause.role is Role.ENTRY:
+            opened.hold(cause, holder_of(using, cause.role))
         if record is not None:
             self.latest = record.number
             for ring in self.rings:
@@ -68,10 +67,25 @@ class Recorder:
         """Return the open switches of all threads, those left by ended threads included."""
         return [*snapshot(self._ended), *snapshot(self._alive.values())]
 
-
-def _switch(line: Line, before: "GradState", after: "GradState") -> Switch:
-    thread = threading.current_thread().name
-    return Switch(line.filename, line.lineno, line.function, thread, before, after)
+    def _record(
+        self, cause: Cause, frame: FrameType, before: "GradState", after: "GradState", now: int
+    ) -> RecordedSwitch:
+        user, library, outermost = frames_of(frame)
+        place, thread = user or library or outermost, self.thread
+        inside = library if user is not None else None
+        return RecordedSwitch(
+            place.f_code,
+            place.f_lasti,
+            thread.name,
+            before,
+            after,
+            number=next(self._numbers),
+            thread_id=thread.ident,
+            at=now,
+            holder=None if cause.role is Role.EXIT else holder_of(frame, cause.role),
+            library_code=None if inside is None else inside.f_code,
+            library_instruction=0 if inside is None else inside.f_lasti,
+        )
 
 
 current: Recorder | None = None  # None: no trace is active
@@ -92,7 +106,7 @@ def recorded_origin(state: "GradState") -> str | None:
     None also where the mode was switched since by something that no trace can see.
     """
     record = None if current is None else current.thread.opened.last()
-    if record is None or record.switch.after != state:
+    if record is None or record.after != state:
         return None
     switch = record.switch
     return written(Line(switch.filename, switch.lineno, switch.function, record.library))

@@ -68,7 +68,7 @@ def _recorded(direct: Callable[..., Any]) -> _Recorded:
 
 def _watch(otherwise: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     recorder = _recorder.current
-    if is_dynamo_compiling() or recorder is None or CompileContext.try_get() is not None:
+    if is_dynamo_compiling() or recorder is None:
         return call(*args, **kwargs)
     thread = recorder.thread
     if thread.busy:  # torch hands a call to the thread's TorchFunctionMode, which makes it again
@@ -78,7 +78,8 @@ def _watch(otherwise: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any
         return call(*args, **kwargs)
     finally:
         thread.busy = False
-        recorder.note(before, grad_state(), otherwise)
+        if CompileContext.try_get() is None:
+            recorder.note(before, grad_state(), otherwise)
 
 
 def _method(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """What a trace keeps of each switch."""
 
 from dataclasses import dataclass
+from types import CodeType
 from typing import TYPE_CHECKING, NamedTuple
 
 from gradguard._core.frames import Line
@@ -26,12 +27,45 @@ class Switch(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class RecordedSwitch:
-    """A switch with what is needed to order, pair and draw it; times in nanoseconds."""
+    """A switch with what is needed to order, pair and draw it; times in nanoseconds.
 
-    switch: Switch
+    It keeps the code and the instruction of its line: to find the number of a line takes longer
+    than all the rest, and most switches are taken back before anybody asks.
+    """
+
+    code: CodeType
+    instruction: int
+    thread: str
+    before: "GradState"
+    after: "GradState"
     number: int  # over all threads
     thread_id: int
     at: int
-    library: Line | None = None  # that of a training library, which the user's line has called
+    holder: CodeType | None  # whose block it opens, while it runs; None for a plain call
+    library_code: CodeType | None = None  # of a training library that the line has called
+    library_instruction: int = 0
     opens: bool = False  # whether it was one to be switched back
     closed: int | None = None  # when it was
+
+    @property
+    def switch(self) -> Switch:
+        """What is told of it."""
+        code = self.code
+        line = lineno_of(code, self.instruction)
+        return Switch(code.co_filename, line, code.co_name, self.thread, self.before, self.after)
+
+    @property
+    def library(self) -> Line | None:
+        """That of a training library, which the user's line has called."""
+        code = self.library_code
+        if code is None:
+            return None
+        return Line(code.co_filename, lineno_of(code, self.library_instruction), code.co_name)
+
+
+def lineno_of(code: CodeType, instruction: int) -> int:
+    """Return the line of an instruction."""
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno

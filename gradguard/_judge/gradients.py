@@ -1,0 +1,175 @@
+"""`no-gradient`: parameters that no step ever saw with a gradient, though their module ran."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradguard._graph.listing import prefixes
+from gradguard._judge import texts
+from gradguard._judge.lines import Line
+from gradguard._judge.modules import Held, Seen, parameters, plain
+from gradguard._judge.scene import Scene
+from gradguard._judge.steps import can_learn
+
+_STEPS = 2  # of one a parameter may be left out by chance
+
+
+class Missing(NamedTuple):
+    """A parameter without a gradient: its name, the kind of its model, and the call to name."""
+
+    name: str
+    model: str
+    seen: Seen
+
+
+class NoGradients:
+    """Follows, for each optimizer, the parameters that have had no gradient so far."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._had: set[int] = set()
+
+    def step(self, optimizer: Optimizer, held: Held) -> None:
+        """Look at a step in which some parameter has a gradient."""
+        if held.pending is None:
+            held.pending = {}
+            for p in parameters(optimizer):
+                self.add(held, p)
+        if held.pending:
+            self._follow(held)
+        if len(held.learned_groups) < len(held.group_lines):
+            held.learned_groups.update(
+                at
+                for at, group in enumerate(optimizer.param_groups)
+                if any(p.requires_grad for p in group["params"])
+            )
+
+    def add(self, held: Held, parameter: Tensor) -> None:
+        """Follow a parameter from now on."""
+        if held.pending is not None and can_learn(parameter) and parameter.grad is None:
+            held.pending[id(parameter)] = weakref.ref(parameter), 0
+
+    def finish(self) -> None:
+        """Tell what has never had a gradient."""
+        every = self._scene.optimizers.all()
+        learned = self._learned(every)
+        for held in every:
+            if held.pending and held.good:
+                self._resolve(held, exactly=True)
+                self._tell(held, learned)
+            self._groups(held)
+
+    def _follow(self, held: Held) -> None:
+        pending = held.pending or {}
+        for key, (reference, steps) in list(pending.items()):
+            p = reference()
+            if p is None or p.grad is not None or not p.requires_grad:
+                del pending[key]
+            else:
+                pending[key] = reference, steps + 1
+        # Names and calls are looked up while model and optimizer are alive: ever more rarely.
+        if pending and held.good >= _STEPS and held.good & (held.good - 1) == 0:
+            self._resolve(held)
+
+    def _resolve(self, held: Held, *, exactly: bool = False) -> None:
+        alive = {
+            key: p for key, (ref, _) in (held.pending or {}).items() if (p := ref()) is not None
+        }
+        if exactly and not alive:
+            return
+        for key, line, missing in self.missing(alive):
+            held.missing[key] = line, missing
+
+    def _learned(self, every: Iterable[Held]) -> set[int]:
+        """Return the parameters that had a gradient at a step of some optimizer."""
+        return {
+            id(p)
+            for held in every
+            if (optimizer := held.reference()) is not None and held.pending is not None
+            for p in parameters(optimizer)
+            if id(p) not in held.pending
+        }
+
+    def _tell(self, held: Held, learned: set[int]) -> None:
+        by_line: dict[Line, list[Missing]] = {}
+        for key, (reference, steps) in (held.pending or {}).items():
+            p = reference()
+            told = key in learned or key in self._scene.explained
+            still = p is None or (p.grad is None and p.requires_grad)
+            if key in held.missing and steps >= _STEPS and still and not told:
+                line, missing = held.missing[key]
+                by_line.setdefault(line, []).append(missing)
+        for line, found in by_line.items():
+            why = texts.why_none(
+                found[0].seen.kind,
+                recorded=found[0].seen.recorded,
+                reentrant=found[0].seen.reentrant,
+            )
+            self._scene.ledger.add(
+                "no-gradient",
+                line,
+                texts.no_gradient(held.kind, held.steps, len(found), why),
+                parameters=[one.name for one in found],
+                model=found[0].model,
+                count=held.steps,
+            )
+
+    def missing(self, waiting: dict[int, Tensor]) -> Iterator[tuple[int, Line, Missing]]:
+        """Yield what is missing whose module used it, with the line of that module's call."""
+        left = dict(waiting)
+        for root, seen in self._scene.modules.roots():
+            named = list(root.named_parameters(remove_duplicate=False))
+            found = [(name, p) for name, p in named if id(p) in left]
+            if not found:
+                continue
+            modules = dict(root.named_modules(remove_duplicate=False))
+            learned = {
+                prefix
+                for name, p in named
+                if p.requires_grad and id(p) not in waiting
+                for prefix in prefixes(name)
+            }
+            for name, p in found:
+                owner = modules[name.rpartition(".")[0]]
+                if id(p) in left and self._used(owner, waiting):
+                    del left[id(p)]
+                    called = self._called(name, learned, modules)
+                    if called is not None:
+                        line = called.recorded_call or called.unrecorded_call or called.called
+                        if line is not None:
+                            yield id(p), line, Missing(plain(name), seen.kind, called)
+
+    def _used(self, owner: nn.Module, waiting: Iterable[int]) -> bool:
+        """Tell whether a module's forward surely used its own parameters.
+
+        torch's own layers use all they have. Another may have a parameter for a mode of use that
+        this program does not need, such as a mask token: known only if it has nothing else.
+        """
+        if self._scene.modules.of(owner).called is None:
+            return False
+        if type(owner).__module__.startswith("torch.nn."):
+            return True
+        return all(id(p) in waiting for p in owner.parameters() if p.requires_grad)
+
+    def _called(self, name: str, learned: set[str], modules: dict[str, nn.Module]) -> Seen | None:
+        """Return the outermost module that ran and is wholly affected, else the parameter's own."""
+        for prefix in prefixes(name):
+            module = modules.get(prefix.rstrip("."))
+            if prefix not in learned and module is not None:
+                seen = self._scene.modules.of(module)
+                if seen.called is not None:
+                    return seen
+        owner = self._scene.modules.of(modules[name.rpartition(".")[0]])
+        return owner if owner.called is not None else None
+
+    def _groups(self, held: Held) -> None:
+        """Tell of a group in which nothing was ever trainable, unlike in another."""
+        if held.good < _STEPS or not held.learned_groups:
+            return
+        for at, line in enumerate(held.group_lines):
+            if at not in held.learned_groups and held.group_sizes[at]:
+                message = texts.frozen_group(held.kind, at, held.group_sizes[at])
+                self._scene.ledger.add("no-gradient", line, message, severity="notice")

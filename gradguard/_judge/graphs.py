@@ -1,0 +1,156 @@
+"""`recorded-eval` and `kept-graph`: graphs that nobody uses, and graphs that stay."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradguard._graph.tensors import tensors
+from gradguard._judge import holders, texts
+from gradguard._judge.facts import Forward
+from gradguard._judge.lines import Line, codes_of, line_at
+from gradguard._judge.scene import Scene
+
+_FEW = 4  # less than one in so many without a backward: a batch that was skipped, not a fault
+_MANY = 10  # graphs that stay
+_ALL = 64  # so many forwards of a line are followed, then one in sixteen
+_SOME = 15
+
+
+class Calling:
+    """The recorded forwards of one line, in train or in eval mode."""
+
+    def __init__(self, forward: Forward, owner: nn.Module, frame: FrameType) -> None:
+        self.line: Line = line_at(frame)
+        self.codes: frozenset[CodeType] = codes_of(frame)
+        self.kind = type(owner).__name__
+        self.module = weakref.ref(forward.module)
+        self.training = forward.training
+        self.calls = 0
+        self.followed = 0
+        self.used = 0
+        self.dropped = 0  # graphs that are gone and were not used
+        self.alive: dict[int, int] = {}  # the step in which each graph that is alive was made
+        self.mark = 0  # how many were alive when last looked at
+
+
+class _Graph:
+    """Hangs in a graph, so that it goes with it; called when backward comes through."""
+
+    __slots__ = ("__weakref__", "_calling", "_used")
+
+    def __init__(self, calling: Calling, step: int) -> None:
+        self._calling = calling
+        self._used = False
+        calling.followed += 1
+        calling.alive[id(self)] = step
+
+    def __call__(self, _: object) -> None:
+        if not self._used:
+            self._used = True
+            self._calling.used += 1
+
+    def __del__(self) -> None:
+        self._calling.dropped += not self._used
+        self._calling.alive.pop(id(self), None)
+
+
+class Graphs:
+    """Follows what the program's own calls of modules return."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._lines: dict[tuple[int, int, bool], Calling] = {}
+        self._muted: set[CodeType] = set()
+
+    def returned(
+        self, forward: Forward, output: object, frame: FrameType, owner: nn.Module
+    ) -> bool:
+        """Follow one output; tell whether its line was known."""
+        key = (id(frame.f_code), frame.f_lasti, forward.training)
+        calling = self._lines.get(key)
+        known = calling is not None
+        if calling is None:
+            calling = self._lines[key] = Calling(forward, owner, frame)
+        calling.calls += 1
+        if calling.calls <= _ALL or not calling.calls & _SOME:
+            self._follow(calling, output)
+        return known
+
+    def mute(self, codes: Iterable[CodeType]) -> None:
+        """Say nothing of what runs in this code: it is told already why it records."""
+        self._muted.update(codes)
+
+    def unused_evals(self) -> Iterator[nn.Module]:
+        """Yield the modules that were evaluated with a graph that nobody used."""
+        for calling in self._lines.values():
+            module = calling.module()
+            if module is not None and calling.dropped and not (calling.training or calling.used):
+                yield module
+
+    def step(self) -> None:
+        """Look whether the graphs of earlier steps grow in number."""
+        for calling in self._lines.values():
+            if len(calling.alive) > 2 * max(calling.mark, _MANY):
+                old = self._old(calling)
+                if len(old) > 2 * max(calling.mark, _MANY):
+                    if calling.mark:
+                        self._tell_kept(calling, len(old))
+                    calling.mark = len(old)
+
+    def finish(self, *, crashed: bool) -> None:
+        """Tell what was found; of a graph that is alive at a crash nothing can be said."""
+        for calling in list(self._lines.values()):
+            old = self._old(calling)
+            if len(old) > _MANY and not crashed:
+                self._tell_kept(calling, len(old))
+            elif not calling.training:
+                self._tell_unused(calling, crashed=crashed)
+
+    def _follow(self, calling: Calling, output: object) -> None:
+        if isinstance(output, Tensor):
+            nodes = {output.grad_fn}
+        else:
+            nodes = {tensor.grad_fn for _, tensor in tensors(output)}
+        nodes.discard(None)
+        if nodes:
+            graph: Callable[[Any], None] = _Graph(calling, self._scene.steps)
+            for node in list(nodes)[:8]:
+                if node is not None:
+                    node.register_prehook(graph)
+
+    def _old(self, calling: Calling) -> list[int]:
+        """Return the graphs from before the step that ended last."""
+        steps = self._scene.steps
+        if not steps:
+            return list(calling.alive)[:-2]
+        return [key for key, step in list(calling.alive.items()) if step < steps - 1]
+
+    def _tell_unused(self, calling: Calling, *, crashed: bool) -> None:
+        unused = calling.dropped if crashed else calling.followed - calling.used
+        if unused * _FEW <= calling.followed or not calling.codes.isdisjoint(self._muted):
+            return
+        self._scene.ledger.add(
+            "recorded-eval",
+            calling.line,
+            texts.recorded_eval(calling.kind, unused),
+            count=unused,
+            model=calling.kind,
+            severity="notice",
+        )
+
+    def _tell_kept(self, calling: Calling, count: int) -> None:
+        if calling.codes.isdisjoint(self._muted) and not self._scene.ledger.has(
+            "kept-graph", calling.line
+        ):
+            message = texts.kept_graph(calling.kind, count, holders.of_graphs())
+            self._scene.ledger.add(
+                "kept-graph",
+                calling.line,
+                message,
+                count=count,
+                model=calling.kind,
+                severity="notice",
+            )

@@ -1,0 +1,249 @@
+"""The judge: it is told what a program does, and says what is wrong with it.
+
+It knows nothing of hooks, processes or output. What a feeder cannot know it leaves out; nothing is
+guessed.
+"""
+
+from collections.abc import Callable, Iterable
+from types import FrameType
+
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradguard._core.frames import outwards
+from gradguard._findings.finding import Finding
+from gradguard._judge.evals import Evals
+from gradguard._judge.facts import Forward, Left
+from gradguard._judge.frozen import FrozenMoves, FrozenNorms
+from gradguard._judge.gradients import NoGradients
+from gradguard._judge.graphs import Graphs
+from gradguard._judge.inference_tensors import InferenceTensors, is_inference
+from gradguard._judge.leaks import Leaks
+from gradguard._judge.ledger import Ledger
+from gradguard._judge.lines import Line, here, outside
+from gradguard._judge.modules import Seen
+from gradguard._judge.no_effect import NoEffect
+from gradguard._judge.places import Places
+from gradguard._judge.scene import Scene
+from gradguard._judge.steps import EmptySteps
+from gradguard._judge.train_mode import TrainMode
+from gradguard._judge.unregistered import Unregistered
+
+_REENTRANT = torch.utils.checkpoint.CheckpointFunction.forward.__code__
+
+
+class Judge:
+    """Judges one program, or one watched model.
+
+    Args:
+        tell: called with each finding when it is new.
+
+    """
+
+    def __init__(self, tell: Callable[[Finding], object] | None = None) -> None:
+        self.ledger = Ledger(tell)
+        self.scene = Scene(self.ledger)
+        self.graphs = Graphs(self.scene)
+        self.leaks = Leaks(self.scene)
+        self.evals = Evals(self.scene)
+        self.train_mode = TrainMode(self.scene, self.evals)
+        self.norms = FrozenNorms(self.scene)
+        self.frozen = FrozenMoves(self.scene)
+        self.places = Places(self.scene)
+        self.inference = InferenceTensors(self.scene)
+        self.steps = EmptySteps(self.scene)
+        self.gradients = NoGradients(self.scene)
+        self.unregistered = Unregistered(self.scene)
+        self.no_effect = NoEffect(self.scene, self.graphs)
+
+    # Forwards.
+
+    def began(self, forward: Forward) -> None:
+        """Take a forward that the program called, where its module is new in these modes."""
+        seen = self.scene.modules.of(forward.module)
+        if not seen.outermost:
+            seen.outermost = True
+            self.scene.modules.outermost += 1
+        line = self._ran(seen, forward.frame, recorded=forward.recorded)
+        if forward.recorded and forward.training:
+            self.inference.forward(forward.module, line)
+        elif not forward.recorded:
+            self.inference.about_to_run(forward.module, line)
+        _, owner = outside(forward.frame)
+        if owner is not None:
+            self.unregistered.inside(forward.module, owner, forward.frame)
+
+    def ran_inside(self, module: nn.Module, forward: Forward, frame: FrameType | None) -> None:
+        """Take a module that ran inside another's forward, where it is new in these modes."""
+        self._ran(self.scene.modules.of(module), frame, recorded=forward.recorded and _recording())
+        self.unregistered.inside(module, forward.module, frame)
+
+    def ended(self, forward: Forward, output: object) -> None:
+        """Take a forward that the program called, and what it returned."""
+        scene = self.scene
+        scene.forwards += 1
+        self.norms.ran(forward.module)
+        if not (forward.recorded or forward.training):
+            self.evals.forward(forward)
+            if forward.left is not None:
+                self.leaks.train_wanted(forward.module, forward.left)
+            self.train_mode.forward_in_eval(forward)
+            return
+        frame, owner = outside(forward.frame)
+        owner = owner or forward.module
+        if not forward.recorded:
+            self.leaks.unrecorded(forward)
+            self.train_mode.forward(forward, frame, owner)
+            return
+        if forward.training:
+            scene.recorded_at = scene.tick()
+        else:
+            self.evals.forward(forward)
+        if not forward.differentiated or forward.training:
+            known = self.graphs.returned(forward, output, frame, owner)
+            if forward.training:
+                self.leaks.recorded(forward, known=known)
+
+    def _ran(self, seen: Seen, frame: FrameType | None, *, recorded: bool) -> Line:
+        line = here(frame)
+        seen.called = seen.called or line
+        if recorded:
+            seen.recorded = True
+            seen.recorded_call = seen.recorded_call or line
+        else:
+            seen.unrecorded_call = seen.unrecorded_call or line
+            seen.reentrant = seen.reentrant or any(
+                each.f_code is _REENTRANT for each in outwards(frame)
+            )
+        return line
+
+    # Backward and steps.
+
+    def backward(self, roots: Iterable[object], left: Left | None, *, to_leaves: bool) -> None:
+        """Take a call of autograd, before it runs."""
+        recorded = all(r.requires_grad for r in roots if isinstance(r, Tensor))
+        if not recorded:
+            self.leaks.failing_backward(left)
+        elif to_leaves:
+            self.scene.backward_at = self.scene.tick()
+
+    def zeroed(self, owner: object) -> None:
+        """Take a `zero_grad()` of an optimizer or module."""
+        now = self.scene.tick()
+        if isinstance(owner, Optimizer):
+            self.scene.optimizers.of(owner).zeroed = now
+        else:
+            self.scene.zeroed_at = now
+
+    def given(self, optimizer: Optimizer, line: Line) -> None:
+        """Take a parameter group that an optimizer was given last."""
+        held = self.scene.optimizers.of(optimizer, line)
+        group = optimizer.param_groups[-1]["params"]
+        before = len(optimizer.param_groups) - 1  # groups may have been taken out by hand
+        held.group_lines[before:] = [line]
+        held.group_sizes[before:] = [len(group)]
+        for p in group:
+            self.gradients.add(held, p)
+        self.inference.given(group, line)
+
+    def loaded(self, optimizer: Optimizer, line: Line) -> None:
+        """Take a state that an optimizer was given."""
+        self.inference.loaded(self.scene.optimizers.of(optimizer), line)
+
+    def before_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+        """Take a step before its update."""
+        held = self.scene.optimizers.of(optimizer)
+        if not closure:
+            self._step(optimizer, closure=False)
+        self.frozen.before(optimizer, held)
+
+    def after_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+        """Take a step after its update."""
+        if closure:
+            self._step(optimizer, closure=True)
+        self.frozen.after(optimizer)
+
+    def _step(self, optimizer: Optimizer, *, closure: bool) -> None:
+        scene, line = self.scene, here()
+        held = scene.optimizers.of(optimizer)
+        scene.steps += 1
+        held.steps += 1
+        self.inference.step(optimizer, held, line)
+        stale = self.places.step(optimizer)
+        leaked = self.leaks.step(held.last)
+        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            held.good += 1
+            self.steps.good(held, line)
+            self.gradients.step(optimizer, held)
+            self._evaluated(optimizer, held.last)
+            self.unregistered.step(optimizer)
+            self.norms.step()
+        elif not leaked and not stale:
+            self.steps.empty(optimizer, held, line, closure=closure)
+        self.graphs.step()
+        held.last = scene.tick()
+
+    def _evaluated(self, optimizer: Optimizer, last: int) -> None:
+        if self.evals.is_open():
+            for module in self.graphs.unused_evals():
+                self.evals.dropped(module)
+            self.evals.step(optimizer, last)
+
+    # Flags, places and guards.
+
+    def eval_called(self, module: nn.Module, line: Line) -> None:
+        """Take a user's `eval()` (or `train(False)`), before it acts."""
+        self.evals.evaluated(module, line)
+        self.norms.evaluated(module)
+
+    def train_called(self, module: nn.Module, line: Line, left: Left | None) -> None:
+        """Take a user's `train()`, before it acts."""
+        self.norms.trained(module, line)
+        self.evals.trained(module)
+        if left is not None:
+            self.leaks.train_wanted(module, left)
+
+    def flag_set(self, parameter: Tensor, line: Line, *, trainable: bool) -> None:
+        """Take `requires_grad` set on a parameter."""
+        if trainable:
+            self.frozen.thawed(parameter)
+        else:
+            self.frozen.froze(parameter, line)
+
+    def parameter_set(
+        self, owner: nn.Module, name: str, new: Tensor | None, frame: FrameType | None
+    ) -> None:
+        """Take a parameter that is being put in its place in a module."""
+        self.scene.modules.of(owner)  # so that its parameters have names before it runs
+        if new is not None and is_inference(new):
+            self.inference.created([new], here(frame))
+        if owner._parameters.get(name) is not None:  # noqa: SLF001 (what is being replaced)
+            self.places.parameter_set(owner, name, new, here(frame))
+
+    def module_set(
+        self, owner: nn.Module, name: str, new: nn.Module | None, frame: FrameType | None
+    ) -> None:
+        """Take a module that is being put in its place in another."""
+        self.scene.modules.version += 1
+        self.scene.modules.of(owner)
+        if owner._modules.get(name) is not None:  # noqa: SLF001 (what is being replaced)
+            self.places.module_set(owner, name, new, here(frame))
+
+    # The end.
+
+    def forked(self) -> None:
+        """Forget what was found and counted: it is the parent process's."""
+        self.ledger.clear()
+        self.scene.steps = self.scene.forwards = self.scene.modules.outermost = 0
+
+    def finish(self, *, crashed: bool = False) -> None:
+        """Say what only the end shows."""
+        self.steps.finish()
+        self.gradients.finish()
+        self.train_mode.finish()
+        self.graphs.finish(crashed=crashed)
+
+
+def _recording() -> bool:
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

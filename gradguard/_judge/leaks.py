@@ -1,0 +1,81 @@
+"""`mode-leak`: a mode left switched, and training that went on in it."""
+
+import weakref
+
+from torch import nn
+
+from gradguard._judge import texts
+from gradguard._judge.facts import Forward, Left
+from gradguard._judge.lines import here, path_of
+from gradguard._judge.scene import Scene
+
+_PATHS = 256  # of recorded forwards; a program has few
+
+
+class Leaks:
+    """Takes a mode that was left for a fault once training is seen to go on in it.
+
+    That grad is off outside every block is no fault by itself: a script may predict at its end, or
+    switch by plain calls around each evaluation. What tells training from that: a backward of what
+    was not recorded, a step with nothing recorded before it, a `train()` after the switch, or the
+    very way through the program by which a recorded forward came before.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._paths: set[int] = set()
+        self._suspect: tuple[Left, int] | None = None
+        self._train_wanted: dict[int, list[weakref.ref[nn.Module]]] = {}  # by number of the switch
+
+    def recorded(self, forward: Forward, *, known: bool) -> None:
+        """Note a recorded forward in train mode; `known`: its way was noted before."""
+        self._suspect = None
+        if not known and len(self._paths) < _PATHS:
+            self._paths.add(hash(path_of(forward.frame)))
+
+    def unrecorded(self, forward: Forward) -> None:
+        """Look at a forward in train mode that recorded nothing because a mode was left."""
+        left = forward.left
+        if left is None or not _learns(forward.module):
+            return
+        self._suspect = left, self._scene.tick()
+        same_way = left.returned and hash(path_of(forward.frame)) in self._paths
+        if same_way or self._is_wanted(forward.module, left):
+            self._tell(left, "forward")
+
+    def train_wanted(self, module: nn.Module, left: Left) -> None:
+        """Note that a module in eval mode, or one given to `train()`, was so in a left mode."""
+        known = self._train_wanted.setdefault(left.number, [])
+        if not any(reference() is module for reference in known):
+            known.append(weakref.ref(module))
+
+    def failing_backward(self, left: Left | None) -> bool:
+        """Look at a backward of what was not recorded; tell whether a leak explains it."""
+        cause = self._suspect[0] if self._suspect is not None else left
+        if cause is not None:
+            self._tell(cause, "backward")
+        return cause is not None
+
+    def step(self, last: int) -> bool:
+        """Look at a step; tell whether it changed nothing because a mode was left."""
+        suspect = self._suspect
+        if suspect is None or suspect[1] < last or self._scene.recorded_at > last:
+            return False
+        self._tell(suspect[0], "step")
+        return True
+
+    def _is_wanted(self, module: nn.Module, left: Left) -> bool:
+        for reference in self._train_wanted.get(left.number, ()):
+            root = reference()
+            if root is not None and id(module) in self._scene.modules.tree(root):
+                return True
+        return False
+
+    def _tell(self, left: Left, what: str) -> None:
+        message = texts.mode_leak(left.state, what, seen=left.line is not None)
+        line = left.line or here()
+        self._scene.ledger.add("mode-leak", line, message, first_step=self._scene.steps + 1)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())

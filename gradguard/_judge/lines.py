@@ -1,0 +1,98 @@
+"""Lines of the user's, and which of them is to be named."""
+
+import linecache
+import sys
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from gradguard._core.frames import LIBRARY, PLUMBING, USER, outwards, whose
+
+
+class Line(NamedTuple):
+    """A line of code."""
+
+    filename: str
+    lineno: int
+    function: str
+
+    @property
+    def source(self) -> str | None:
+        """Its text, stripped; None where it cannot be read."""
+        return linecache.getline(self.filename, self.lineno).strip() or None
+
+
+_methods: dict[int, tuple[CodeType, bool]] = {}  # by id: the hash of a code goes over all of it
+_MOST_CODE = 10_000  # code may be made anew again and again
+
+
+def user_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the first frame from `frame` outwards that is the user's, None if there is none."""
+    while frame is not None and whose(frame) != USER:
+        frame = frame.f_back
+    return frame
+
+
+def line_at(frame: FrameType) -> Line:
+    """Return the line that a frame is at."""
+    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def here(frame: FrameType | None = None) -> Line:
+    """Return the user's line, from `frame` (the caller) outwards."""
+    first = frame or sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
+    found = user_frame(first)
+    if found is None:  # torch's own code is the program, say
+        *_, found = outwards(first)
+    return line_at(found)
+
+
+def is_method(frame: FrameType) -> bool:
+    """Tell whether a frame runs a method of a module, or what is nested in one."""
+    code = frame.f_code
+    known = _methods.get(id(code))
+    if known is None or known[0] is not code:
+        if len(_methods) > _MOST_CODE:
+            _methods.clear()
+        known = _methods[id(code)] = (code, isinstance(_self(frame), nn.Module))
+    return known[1]
+
+
+def _self(frame: FrameType) -> Any:
+    code = frame.f_code
+    named = code.co_varnames[: code.co_argcount] + code.co_freevars
+    return frame.f_locals.get("self") if "self" in named else None
+
+
+def outside(frame: FrameType | None) -> tuple[FrameType, nn.Module | None]:
+    """Return the caller of the outermost module's method, and that module.
+
+    From the user's frame that called a module outwards over methods of modules; where a training
+    library has called the method, it is the method's own line that the user can change.
+    """
+    found = user_frame(frame)
+    if found is None:
+        *_, last = outwards(frame)
+        return last, None
+    owner: nn.Module | None = None
+    while is_method(found):
+        up = found.f_back
+        while up is not None and whose(up) == PLUMBING:
+            up = up.f_back
+        if up is None or whose(up) == LIBRARY:
+            break
+        value = _self(found)
+        owner = value if isinstance(value, nn.Module) else owner
+        found = up
+    return found, owner
+
+
+def path_of(frame: FrameType | None) -> tuple[tuple[int, int], ...]:
+    """Return where all of the user's frames are, to tell one way through the program again."""
+    return tuple((id(each.f_code), each.f_lasti) for each in outwards(frame) if whose(each) == USER)
+
+
+def codes_of(frame: FrameType | None) -> frozenset[CodeType]:
+    """Return the code of all functions of the user's on the stack."""
+    return frozenset(each.f_code for each in outwards(frame) if whose(each) == USER)

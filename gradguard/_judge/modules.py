@@ -1,0 +1,236 @@
+"""What is known of each module and of each optimizer that was seen."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase  # the one base of all that keep statistics
+from torch.nn.modules.dropout import _DropoutNd  # the one base of all dropouts
+from torch.optim import Optimizer
+
+from gradguard._judge.lines import Line
+
+_WRAPPERS = ("_orig_mod.",)  # what torch.compile puts before the names
+
+
+class Seen:
+    """What is known of one module."""
+
+    __slots__ = (
+        "__weakref__",
+        "called",
+        "depending",
+        "differentiates",
+        "kind",
+        "known",
+        "outermost",
+        "recorded",
+        "recorded_call",
+        "reentrant",
+        "reference",
+        "tree",
+        "unrecorded_call",
+        "version",
+    )
+
+    def __init__(self, module: nn.Module, reference: "weakref.ref[nn.Module]") -> None:
+        self.reference = reference
+        self.kind = type(module).__name__
+        self.called: Line | None = None  # where its first forward was called
+        self.recorded_call: Line | None = None  # the same of the first that was recorded
+        self.unrecorded_call: Line | None = None  # of the first under no_grad while training
+        self.outermost = False  # whether the program called it, rather than another module
+        self.recorded = False  # whether a forward of it was recorded
+        self.reentrant = False  # whether its forward ran in a reentrant checkpoint
+        self.differentiates = False  # whether its forward differentiates inside
+        # Of this outermost module: the ids of modules seen inside, by its mode and the grad mode.
+        self.known: tuple[set[int], set[int], set[int], set[int]] = (set(), set(), set(), set())
+        # The ids of all that is registered in it, and those whose forward depends on the mode.
+        self.tree: frozenset[int] = frozenset()
+        self.depending: list[weakref.ref[nn.Module]] = []
+        self.version = -1
+
+
+class Modules:
+    """All modules that were seen and are alive, by id: a module need not be hashable."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Seen] = {}
+        self.outermost = 0
+        self.version = 0  # higher whenever a module was registered in another
+
+    def tree(self, module: nn.Module) -> frozenset[int]:
+        """Return the ids of the module and of all that are registered in it."""
+        return self._looked_into(module).tree
+
+    def depends_on_mode(self, module: nn.Module) -> list[nn.Module]:
+        """Return the modules in it whose forward differs between train and eval mode."""
+        inside = (reference() for reference in self._looked_into(module).depending)
+        return [each for each in inside if each is not None]
+
+    def _looked_into(self, module: nn.Module) -> Seen:
+        seen = self.of(module)
+        if seen.version != self.version:
+            inside = list(module.modules())
+            seen.tree = frozenset(map(id, inside))
+            seen.depending = [weakref.ref(each) for each in inside if depends_on_mode(each)]
+            seen.version = self.version
+        return seen
+
+    def of(self, module: nn.Module) -> Seen:
+        """Return what is known of a module."""
+        key = id(module)
+        seen = self.by_id.get(key)
+        if seen is None:
+            by_id = self.by_id
+            seen = Seen(module, weakref.ref(module, lambda _: by_id.pop(key, None)))
+            by_id[key] = seen
+        return seen
+
+    def alive(self) -> Iterator[tuple[nn.Module, Seen]]:
+        """Yield the modules that are alive."""
+        for seen in list(self.by_id.values()):
+            module = seen.reference()
+            if module is not None:
+                yield module, seen
+
+    def ran(self) -> Iterator[tuple[nn.Module, Seen]]:
+        """Yield those of which a forward ran."""
+        return ((module, seen) for module, seen in self.alive() if seen.called is not None)
+
+    def names(self, wanted: Iterable[Tensor]) -> dict[int, tuple[str, str]]:
+        """Name parameters as the largest module seen does: by id, its kind and the name."""
+        left = {id(tensor) for tensor in wanted}
+        found: dict[int, tuple[str, str]] = {}
+        for module, seen in self.roots():
+            for name, parameter in module.named_parameters(remove_duplicate=False):
+                if id(parameter) in left:
+                    found.setdefault(id(parameter), (seen.kind, plain(name)))
+        return found
+
+    def roots(self) -> list[tuple[nn.Module, Seen]]:
+        """Return the modules seen, those with the most in them first."""
+        return sorted(self.alive(), key=lambda pair: -len(self.tree(pair[0])))
+
+
+class Held:
+    """What is known of one optimizer."""
+
+    __slots__ = (
+        "__weakref__",
+        "empty",
+        "good",
+        "group_lines",
+        "group_sizes",
+        "kind",
+        "last",
+        "learned_groups",
+        "made",
+        "missing",
+        "pending",
+        "reference",
+        "steps",
+        "zeroed",
+    )
+
+    def __init__(self, optimizer: Optimizer, made: Line | None) -> None:
+        self.reference = weakref.ref(optimizer)
+        self.kind = type(optimizer).__name__
+        self.made = made
+        self.steps = 0
+        self.good = 0
+        self.empty = 0
+        self.last = 0  # when its last step was
+        self.zeroed = 0  # when its gradients were dropped last
+        self.group_lines: list[Line | None] = []
+        self.learned_groups: set[int] = set()  # those that were trainable at some step
+        self.group_sizes: list[int] = []
+        # Parameters without a gradient so far, and in how many steps; what is known of them.
+        self.missing: dict[int, tuple[Line, Any]] = {}
+        self.pending: dict[int, tuple[weakref.ref[Tensor], int]] | None = None
+
+
+class Optimizers:
+    """All optimizers that were seen and are alive."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Held] = {}
+        self.gone: list[Held] = []
+
+    def of(self, optimizer: Optimizer, made: Line | None = None) -> Held:
+        """Return what is known of an optimizer."""
+        key = id(optimizer)
+        held = self.by_id.get(key)
+        if held is None or held.reference() is not optimizer:
+            if held is not None:
+                self.gone.append(held)
+            held = self.by_id[key] = Held(optimizer, made)
+        return held
+
+    def alive(self) -> Iterator[tuple[Optimizer, Held]]:
+        """Yield the optimizers that are alive."""
+        for held in list(self.by_id.values()):
+            optimizer = held.reference()
+            if optimizer is not None:
+                yield optimizer, held
+
+    def all(self) -> list[Held]:
+        """Return all that were ever seen."""
+        return [*self.gone, *self.by_id.values()]
+
+    def owned(self) -> set[int]:
+        """Return the ids of all parameters that any optimizer holds."""
+        return {id(p) for optimizer, _ in self.alive() for p in parameters(optimizer)}
+
+
+def parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Return all that an optimizer holds."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Tell whether a module's own forward differs between train and eval mode."""
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, _NormBase):
+        return module.track_running_stats and module.running_mean is not None
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention, nn.RReLU)):
+        return isinstance(module, nn.RReLU) or module.dropout > 0
+    return not type(module).__module__.startswith("torch.") and _reads_training(type(module))
+
+
+def acts(module: nn.Module) -> bool:
+    """Tell whether a Dropout or BatchNorm acts as in training."""
+    return (
+        module.training and isinstance(module, (_DropoutNd, _NormBase)) and depends_on_mode(module)
+    )
+
+
+_reads: dict[type, bool] = {}
+
+
+def _reads_training(kind: type) -> bool:
+    """Tell whether the class reads its ``training`` flag in what its forward runs."""
+    known = _reads.get(kind)
+    if known is None:
+        names = (name for each in kind.__mro__ if each is not nn.Module for name in vars(each))
+        codes = (getattr(getattr(kind, name, None), "__code__", None) for name in names)
+        known = _reads[kind] = any(
+            "training" in code.co_names
+            for code in codes
+            if code is not None and code.co_name not in ("train", "eval")
+        )
+    return known
+
+
+def plain(name: str) -> str:
+    """Take off what wrappers put before a name."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def is_norm(module: Any) -> bool:
+    """Tell whether a module keeps running statistics."""
+    return isinstance(module, _NormBase)

@@ -1,0 +1,33 @@
+"""`no-effect`: a guard made and dropped, and `requires_grad` set on a Module."""
+
+from types import FrameType
+
+from torch import nn
+
+from gradguard._judge import texts
+from gradguard._judge.graphs import Graphs
+from gradguard._judge.lines import line_at, user_frame
+from gradguard._judge.scene import Scene
+
+
+class NoEffect:
+    """Tells what was written and does nothing."""
+
+    def __init__(self, scene: Scene, graphs: Graphs) -> None:
+        self._scene = scene
+        self._graphs = graphs
+
+    def dropped_guard(self, guard: str, frame: FrameType) -> None:
+        """Tell of a guard that was made as a statement; what it should cover explains the rest."""
+        self._scene.ledger.add("no-effect", line_at(frame), texts.dropped_guard(guard))
+        self._graphs.mute([frame.f_code])
+
+    def flag_on_module(self, module: nn.Module, value: object, frame: FrameType | None) -> None:
+        """Look at a flag set on a module from outside, where its parameters say otherwise."""
+        user = user_frame(frame)
+        own = user is not None and user.f_locals.get("self") is module
+        if own or all(p.requires_grad is value for p in module.parameters()):
+            return
+        line = None if user is None else line_at(user)
+        kind = type(module).__name__
+        self._scene.ledger.add("no-effect", line, texts.flag_on_module(kind), model=kind)

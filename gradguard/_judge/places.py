@@ -1,0 +1,117 @@
+"""`stale-parameter`: an optimizer steps a parameter whose place holds another by now."""
+
+import weakref
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradguard._judge import texts
+from gradguard._judge.lines import Line
+from gradguard._judge.modules import parameters
+from gradguard._judge.scene import Scene
+
+_MOST = 10_000
+
+
+class _Replaced:
+    """A place in a module, what it held, and the line that put something else there."""
+
+    __slots__ = ("line", "name", "now", "old", "owner")
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        name: str,
+        old: Iterable[Tensor],
+        line: Line,
+        now: Callable[[nn.Module], list[Tensor]],
+    ) -> None:
+        self.owner = weakref.ref(owner)
+        self.name = name
+        self.old = [weakref.ref(p) for p in old]
+        self.line = line
+        self.now = now
+
+
+class Places:
+    """Notes what is replaced in modules, and looks at steps whether an optimizer knows of it."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._replaced: dict[tuple[int, str], _Replaced] = {}
+
+    def parameter_set(self, owner: nn.Module, name: str, new: Tensor | None, line: Line) -> None:
+        """Note that a parameter is being put in a place."""
+        old = owner._parameters.get(name)  # noqa: SLF001 (what register_parameter replaces)
+        if old is None or old is new or new is None:
+            return
+        self._note(_Replaced(owner, name, [old], line, lambda m: _parameter(m, name)))
+
+    def module_set(self, owner: nn.Module, name: str, new: nn.Module | None, line: Line) -> None:
+        """Note that a module is being put in a place."""
+        old = owner._modules.get(name)  # noqa: SLF001 (what register_module replaces)
+        if old is None or old is new or new is None:
+            return
+        gone = list(old.parameters())
+        if gone:
+            self._note(_Replaced(owner, name, gone, line, lambda m: _parameters_at(m, name)))
+
+    def step(self, optimizer: Optimizer) -> bool:
+        """Look at a step; tell whether the optimizer holds what was replaced."""
+        if not self._replaced:
+            return False
+        ours = {id(p) for p in parameters(optimizer)}
+        owned: set[int] | None = None
+        found = False
+        for key, place in list(self._replaced.items()):
+            owner = place.owner()
+            if owner is None:
+                del self._replaced[key]
+                continue
+            if not any(id(p) in ours for reference in place.old if (p := reference()) is not None):
+                continue
+            owned = self._scene.optimizers.owned() if owned is None else owned
+            fresh = [
+                p
+                for p in place.now(owner)
+                if p.requires_grad and p.grad is not None and id(p) not in owned
+            ]
+            if fresh:
+                found = True
+                self._tell(optimizer, owner, place, fresh)
+        return found
+
+    def _note(self, place: _Replaced) -> None:
+        owner = place.owner()
+        key = (id(owner), place.name)
+        before = self._replaced.get(key)
+        if before is not None and before.owner() is owner:
+            # What the optimizer holds may have been replaced more than once.
+            place.old = [*before.old, *place.old][-100:]
+        if len(self._replaced) < _MOST or key in self._replaced:
+            self._replaced[key] = place
+
+    def _tell(
+        self, optimizer: Optimizer, owner: nn.Module, place: _Replaced, fresh: list[Tensor]
+    ) -> None:
+        self._scene.explained.update(id(p) for ref in place.old if (p := ref()) is not None)
+        names = self._scene.modules.names(fresh)
+        self._scene.ledger.add(
+            "stale-parameter",
+            place.line,
+            texts.stale_parameter(type(optimizer).__name__, type(owner).__name__, place.name),
+            parameters=[names[id(p)][1] for p in fresh if id(p) in names],
+            model=next((kind for kind, _ in names.values()), type(owner).__name__),
+            first_step=self._scene.steps,
+        )
+
+
+def _parameter(owner: nn.Module, name: str) -> list[Tensor]:
+    value = owner._parameters.get(name)  # noqa: SLF001 (a place, whatever the class makes of it)
+    return [] if value is None else [value]
+
+
+def _parameters_at(owner: nn.Module, name: str) -> list[Tensor]:
+    value = owner._modules.get(name)  # noqa: SLF001
+    return [] if value is None else list(value.parameters())

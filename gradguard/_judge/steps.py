@@ -1,0 +1,116 @@
+"""`empty-step`: steps in which no trainable parameter has a gradient."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from gradguard._judge import texts
+from gradguard._judge.lines import Line
+from gradguard._judge.modules import Held, parameters
+from gradguard._judge.scene import Scene
+
+_SHARE = 4  # one step in so many with a gradient: a task's optimizer in turn
+_PATIENCE = 16  # empty steps in a row, where only their number speaks against them
+
+
+@dataclass(slots=True)
+class _AtLine:
+    """The steps that one line makes of one optimizer."""
+
+    held: Held
+    good: int = 0
+    empty: int = 0
+    why: str = ""
+    trainable: int = 0
+    first: int = 0
+    certain: bool = False
+    closure: bool = False
+
+    @property
+    def is_fault(self) -> bool:
+        return self.empty > 0 and self.good * _SHARE < self.good + self.empty
+
+    @property
+    def is_known_early(self) -> bool:
+        return self.is_fault and self.empty >= (2 if self.certain else _PATIENCE)
+
+
+class EmptySteps:
+    """Counts good and empty steps by optimizer and line, and says why they are empty."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._lines: dict[tuple[int, Line], _AtLine] = {}
+        self._told: set[tuple[int, Line]] = set()
+
+    def good(self, held: Held, line: Line) -> None:
+        """Count a step in which some parameter has a gradient."""
+        known = self._lines.get((id(held), line))
+        if known is None:
+            known = self._lines[id(held), line] = _AtLine(held)
+        known.good += 1
+
+    def empty(self, optimizer: Optimizer, held: Held, line: Line, *, closure: bool) -> None:
+        """Count one in which none has; leave out what is none of the optimizer's making."""
+        trainable = [p for p in parameters(optimizer) if can_learn(p)]
+        explained = any(id(p) in self._scene.explained for p in trainable)
+        why = self._why(held, trainable) if trainable and not explained else None
+        if why is None:
+            return
+        key = (id(held), line)
+        known = self._lines.setdefault(key, _AtLine(held))
+        known.empty += 1
+        known.closure = known.closure or closure
+        known.certain = known.certain or why in (texts.DROPPED, texts.FOREIGN)
+        known.why, known.trainable = known.why or why, len(trainable)
+        known.first = known.first or self._scene.steps
+        if known.is_known_early:
+            self._tell(key, known)
+
+    def finish(self) -> None:
+        """Tell those of which only the end shows that no gradient came."""
+        for key, known in self._lines.items():
+            enough = known.empty > 1 or known.held.good == 0
+            if known.is_fault and enough and key not in self._told:
+                self._tell(key, known)
+
+    def _tell(self, key: tuple[int, Line], known: _AtLine) -> None:
+        count = 1 if key in self._told else known.empty
+        self._told.add(key)
+        message = texts.empty_step(known.held.kind, known.trainable, known.why)
+        self._scene.ledger.add("empty-step", key[1], message, count=count, first_step=known.first)
+
+    def _why(self, held: Held, trainable: list[Tensor]) -> str | None:
+        """Say why, None where there is nothing to say: no module of these parameters ran."""
+        scene = self._scene
+        ids = {id(p) for p in trainable}
+        ran = [(m, seen) for m, seen in scene.modules.ran() if ids & _own(m)]
+        if not ran:
+            return texts.FOREIGN if self._others_learn(ids) else None
+        if max(held.zeroed, scene.zeroed_at) > scene.backward_at > held.last:
+            return texts.DROPPED
+        if scene.backward_at > held.last:
+            return texts.UNREACHED
+        if any(seen.recorded for _, seen in ran):
+            return texts.NO_BACKWARD
+        return texts.UNRECORDED
+
+    def _others_learn(self, ids: set[int]) -> bool:
+        """Tell whether parameters that no optimizer has get gradients instead."""
+        owned = self._scene.optimizers.owned()
+        return any(
+            p.grad is not None and p.requires_grad and id(p) not in owned and id(p) not in ids
+            for module, _ in self._scene.modules.ran()
+            for p in module.parameters(recurse=False)
+        )
+
+
+def can_learn(parameter: Tensor) -> bool:
+    """Tell whether training should give a parameter a gradient."""
+    return parameter.requires_grad and (is_lazy(parameter) or parameter.numel() > 0)
+
+
+def _own(module: nn.Module) -> set[int]:
+    return {id(p) for p in module.parameters(recurse=False)}

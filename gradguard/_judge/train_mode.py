@@ -1,0 +1,128 @@
+"""`train-mode-inference`: forwards that record nothing, with Dropout or BatchNorm acting."""
+
+import weakref
+from types import FrameType
+
+from torch import nn
+
+from gradguard._core.frames import PLUMBING, whose
+from gradguard._judge import texts
+from gradguard._judge.evals import Evals
+from gradguard._judge.facts import Forward
+from gradguard._judge.lines import Line, line_at, outside
+from gradguard._judge.modules import acts
+from gradguard._judge.scene import Scene
+
+_LOOKS = 8  # at all of the first so many forwards of a line, then ever more rarely
+
+
+class _Calling:
+    """The forwards of one line that recorded nothing, in train mode."""
+
+    def __init__(self, owner: nn.Module, line: Line, step: int) -> None:
+        self.owner = weakref.ref(owner)
+        self.kind = type(owner).__name__
+        self.line = line
+        self.calls = 0
+        self.acting: set[str] = set()
+        self.excused = False  # written in place between its forwards, or asked for
+        self.trained = False
+        self.versions: tuple[int, ...] | None = None
+        self.step = step  # of the last forward
+        self.first_step = step
+        self.intervals = 1  # between how many steps it ran
+        self.within = 0  # how often since the last step
+        self.most = 0  # between two steps
+
+
+class TrainMode:
+    """Counts them by line; what they were is known at the end only."""
+
+    def __init__(self, scene: Scene, evals: Evals) -> None:
+        self._scene = scene
+        self._evals = evals
+        self._lines: dict[tuple[int, int], _Calling] = {}
+
+    def forward(self, forward: Forward, frame: FrameType, owner: nn.Module) -> None:
+        """Look at a forward in train mode that recorded nothing."""
+        key = (id(frame.f_code), frame.f_lasti)
+        calling = self._lines.get(key)
+        if calling is None:
+            calling = self._lines[key] = _Calling(owner, line_at(frame), self._scene.steps)
+            calling.excused = _asked_by_torch(forward.frame)
+        calling.calls += 1
+        if calling.step != self._scene.steps:
+            calling.intervals += 1
+            calling.step, calling.within = self._scene.steps, 0
+        calling.within += 1
+        calling.most = max(calling.most, calling.within)
+        if calling.calls <= _LOOKS or calling.calls & (calling.calls - 1) == 0:
+            self._look(calling, forward.module, owner)
+
+    def forward_in_eval(self, forward: Forward) -> None:
+        """Look at a forward in eval mode: what is inside may be in train mode all the same."""
+        if any(map(acts, self._scene.modules.depends_on_mode(forward.module))):
+            frame, owner = outside(forward.frame)
+            self.forward(forward, frame, owner or forward.module)
+
+    def finish(self) -> None:
+        """Tell those that nothing excuses."""
+        for calling in self._lines.values():
+            if calling.acting and not calling.excused and calling.calls > 1:
+                owner = calling.owner()
+                trained = calling.trained or (owner is not None and self._is_trained(owner))
+                if not trained or self._looks_like_validation(calling):
+                    self._tell(calling, trained=trained)
+
+    def _look(self, calling: _Calling, module: nn.Module, owner: nn.Module) -> None:
+        inside = self._scene.modules.depends_on_mode(module)
+        acting = {
+            type(each).__name__ for each in inside if acts(each) and self._forgot(each, owner)
+        }
+        if not acting:
+            return
+        calling.acting |= acting
+        calling.trained = calling.trained or self._is_trained(owner)
+        asked = self._evals.trained_at(owner)
+        if asked > max(self._scene.recorded_at, self._scene.backward_at) > 0:
+            calling.excused = True  # train() was called for these forwards: new statistics, say
+        versions = tuple(p._version for p, _ in zip(_normal(module), range(8), strict=False))  # noqa: SLF001 (no other way to see a write)
+        moved = calling.versions is not None and calling.versions != versions
+        if moved and not calling.trained:
+            calling.excused = True
+        calling.versions = versions
+
+    def _forgot(self, module: nn.Module, owner: nn.Module) -> bool:
+        """Tell a Dropout in train mode from one that was switched on by a call of its own."""
+        return owner.training or self._evals.trained_at(module) == 0
+
+    def _is_trained(self, owner: nn.Module) -> bool:
+        tree = self._scene.modules.tree(owner)
+        if any(seen.recorded for module, seen in self._scene.modules.alive() if id(module) in tree):
+            return True
+        owned = self._scene.optimizers.owned()
+        return any(id(p) in owned for p in owner.parameters())
+
+    def _looks_like_validation(self, calling: _Calling) -> bool:
+        """Tell it from what belongs to each training step: pseudo-labels, rollouts."""
+        steps = self._scene.steps - calling.first_step + 1
+        return calling.most > 1 and calling.step > 0 and calling.intervals * 2 <= max(steps, 2)
+
+    def _tell(self, calling: _Calling, *, trained: bool) -> None:
+        self._scene.ledger.add(
+            "train-mode-inference",
+            calling.line,
+            texts.train_mode_inference(calling.kind, calling.calls, sorted(calling.acting)),
+            count=calling.calls,
+            model=calling.kind,
+            severity="notice" if trained else "fault",
+        )
+
+
+def _normal(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if not p.is_inference()]
+
+
+def _asked_by_torch(frame: FrameType | None) -> bool:
+    """Tell whether torch itself made the call, as `update_bn` does for its statistics."""
+    return frame is not None and whose(frame) == PLUMBING

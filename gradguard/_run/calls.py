@@ -1,0 +1,80 @@
+"""Every call of a module, seen by one function in the place of `nn.Module.__call__`.
+
+Not torch's global forward hooks: with any of these each call of each module takes the long way
+through `_call_impl`, which costs a loop of tiny modules half its time again. Modules inside another
+that were seen before, in these modes, are let through at once.
+
+Dynamo follows the test whether it compiles, and compiles what it would without all this.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
+
+from gradguard._core.state import (
+    is_dynamo_compiling,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+)
+from gradguard._judge.facts import Forward
+from gradguard._judge.judge import Judge
+from gradguard._run.left import left
+
+
+class Running(threading.local):
+    """What runs in a thread."""
+
+    def __init__(self) -> None:
+        self.forward: Forward | None = None  # the one that the program itself called
+        self.inside: set[int] = set()  # the modules seen inside it
+        self.backward = 0  # how many calls of autograd
+        self.flags = False  # whether train() or eval() goes through a module's children
+
+
+def replacement(
+    judge: Judge, running: Running, original: Callable[..., Any], attempt: Callable[..., None]
+) -> Callable[..., Any]:
+    """Make what stands in the place of `nn.Module.__call__`."""
+    of = judge.scene.modules.of
+    by_id = judge.scene.modules.by_id
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 (its place)
+        if is_dynamo_compiling():
+            return original(self, *args, **kwargs)
+        if running.forward is not None:
+            if id(self) not in running.inside:
+                running.inside.add(id(self))
+                attempt(judge.ran_inside, self, running.forward, sys._getframe(1))  # noqa: SLF001
+            return original(self, *args, **kwargs)
+        if running.backward or is_tracing():  # type: ignore[no-untyped-call]
+            return original(self, *args, **kwargs)
+        return outermost(self, sys._getframe(1), args, kwargs)  # noqa: SLF001
+
+    def outermost(self: nn.Module, frame: FrameType, args: Any, kwargs: Any) -> Any:
+        recorded = is_grad_enabled() and not is_inference_mode_enabled()
+        training = self.training
+        seen = by_id.get(id(self)) or of(self)
+        forward = Forward(self, training, recorded, frame)
+        running.inside = inside = seen.known[recorded + 2 * training]
+        if id(self) not in inside:
+            inside.add(id(self))
+            attempt(judge.began, forward)
+        running.forward = forward
+        try:
+            output = original(self, *args, **kwargs)
+        finally:
+            running.forward = None
+        attempt(ended, forward, output)
+        return output
+
+    def ended(forward: Forward, output: object) -> None:
+        if not forward.recorded:
+            forward.left = left()
+        judge.ended(forward, output)
+
+    return __call__

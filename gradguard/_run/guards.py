@@ -1,0 +1,54 @@
+"""Guards made as a statement: the instruction that follows the call drops its value."""
+
+import dis
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from gradguard._core.frames import USER, whose
+from gradguard._judge.judge import Judge
+from gradguard._trace.patching import Patches
+
+_GUARDS = ("no_grad", "enable_grad", "inference_mode")
+_MOST_CODE = 10_000  # code may be made anew again and again
+_dropped: dict[tuple[int, int], tuple[CodeType, bool]] = {}
+
+
+def dropped_guards(patches: Patches, judge: Judge, attempt: Callable[..., None]) -> None:
+    """See guards that are made and dropped at once."""
+    for name in _GUARDS:
+        patches.replace(getattr(torch, name), "__init__", _maker(name, judge, attempt))
+
+
+def _maker(name: str, judge: Judge, attempt: Callable[..., None]) -> Callable[[Any], Any]:
+    def look(frame: FrameType) -> None:
+        if whose(frame) == USER and _is_dropped(frame):
+            judge.no_effect.dropped_guard(name, frame)
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 (its place)
+            original(self, *args, **kwargs)
+            attempt(look, sys._getframe(1))  # noqa: SLF001 - inspect.currentframe may be None
+
+        return __init__
+
+    return make
+
+
+def _is_dropped(frame: FrameType) -> bool:
+    code, at = frame.f_code, frame.f_lasti
+    known = _dropped.get((id(code), at))
+    if known is None or known[0] is not code:
+        if len(_dropped) > _MOST_CODE:
+            _dropped.clear()
+        known = _dropped[id(code), at] = (code, _next_drops(code, at))
+    return known[1]
+
+
+def _next_drops(code: CodeType, at: int) -> bool:
+    following = (each for each in dis.get_instructions(code) if each.offset > at)
+    after = next(following, None)
+    return after is not None and after.opname == "POP_TOP"

@@ -1,0 +1,44 @@
+"""The mode of this thread, where no block, decorator or call that is still open made it."""
+
+import sys
+from types import CodeType
+
+from gradguard._core.frames import outwards
+from gradguard._core.state import GradState, grad_state
+from gradguard._judge.facts import Left
+from gradguard._judge.lines import Line
+from gradguard._trace import recorder
+from gradguard._trace.switch import RecordedSwitch, lineno_of
+
+_RECORDING = GradState(grad_enabled=True, inference_mode=False)
+
+
+def left() -> Left | None:
+    """Return the mode left switched, by what an active trace has recorded.
+
+    None where operations are recorded, where the block that switched is still running on this
+    thread's stack, and where something switched that no trace sees (autograd, in C++).
+    """
+    state = grad_state()
+    recording = recorder.current
+    if state == _RECORDING or recording is None:
+        return None
+    opened = recording.thread.opened
+    record = opened.last() or opened.exit
+    if record is None or record.after != state:
+        return None
+    running = _running()
+    if record.holder is not None and record.holder in running:
+        return None
+    if record.library_code is not None:
+        return None  # a library's own business: it switches back in a place of its own
+    return Left(state, _line(record), record.number, returned=record.code not in running)
+
+
+def _running() -> set[CodeType]:
+    return {frame.f_code for frame in outwards(sys._getframe(1))}  # noqa: SLF001 - inspect.currentframe may be None
+
+
+def _line(record: RecordedSwitch) -> Line:
+    code = record.code
+    return Line(code.co_filename, lineno_of(code, record.instruction), code.co_name)
