@@ -444,10 +444,15 @@ def test_a_buffer_of_a_module_added_later_is_found_in_time(monkeypatch):
 
 
 def test_a_compiled_step_is_one_graph_and_not_seen():
-    """The hooks return at once while Dynamo compiles a step."""
+    """The hooks return at once while Dynamo compiles a step.
+
+    On Python 3.14 Dynamo gives up at a graph break that torch.optim itself makes, and the hooks run
+    uncompiled: such a step is seen.
+    """
     torch._dynamo.reset()
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = watch_training(model, optimizer)
+    model(torch.ones(1, 2)).sum().backward()
     torch.compile(optimizer.step, backend="eager")()
-    assert watch.steps == 0
+    assert watch.steps == (1 if sys.version_info >= (3, 14) else 0)
