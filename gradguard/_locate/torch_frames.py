@@ -6,10 +6,13 @@ Decorators' wrappers are read through their closures; the autograd engine by wha
 from collections.abc import Callable
 from functools import partial
 from inspect import getattr_static
-from types import FrameType, FunctionType, MethodType
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
+import torch
+
 from gradguard._core.frames import is_ours, module_of, user_frame
+from gradguard._core.torch_versions import APPLY_HAS_A_FRAME
 from gradguard._core.wrappers import DecoratedCall, decorated_call
 from gradguard._locate.blocks import Function, UnreadableError, scope_of
 from gradguard._locate.enclosing import Block, block_at
@@ -110,6 +113,42 @@ def _function_forward(frame: FrameType, callee: FrameType | None) -> list[Block]
         return []
     switch = Switch(forward(name), (False,), ())
     return [_at_user(frame, switch)]
+
+
+def forward_called(frame: FrameType, callee: FrameType | None) -> list[Block]:
+    """Return the switch of `Function.apply` between these two frames, where it is C (2.14)."""
+    if APPLY_HAS_A_FRAME or callee is None or is_ours(module_of(callee)):
+        return []
+    name = _function_of(callee)
+    return [] if name is None else [_at_user(frame, Switch(forward(name), (False,), ()))]
+
+
+def _function_of(callee: FrameType) -> str | None:
+    """The name of the autograd.Function whose forward this frame runs, called by `apply`.
+
+    Called by hand it has no ctx that was made for it, unless its class has a `setup_context`.
+    """
+    code = callee.f_code
+    ctx = callee.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    made_for = getattr_static(type(ctx), "_forward_cls", None)
+    classes: list[type] = [torch.autograd.Function if made_for is None else made_for]
+    for each in classes:
+        by_apply = made_for is not None or _has_setup_context(each)
+        if by_apply and _forwards(each, code):
+            return each.__name__
+        classes += each.__subclasses__() if made_for is None else []
+    return None
+
+
+def _has_setup_context(cls: type) -> bool:
+    inherited = getattr_static(torch.autograd.Function, "setup_context")
+    return getattr_static(cls, "setup_context", None) is not inherited
+
+
+def _forwards(cls: type, code: CodeType) -> bool:
+    forward = getattr_static(cls, "forward", None)
+    function = forward.__func__ if is_a(forward, staticmethod) else forward
+    return is_a(function, FunctionType) and function.__code__ is code
 
 
 def _function_backward(frame: FrameType, callee: FrameType | None) -> list[Block]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gradguard._core.frames import is_library, module_of, outwards, user_line
 from gradguard._locate.enclosing import Block, blocks_in
-from gradguard._locate.torch_frames import origin_of
+from gradguard._locate.torch_frames import forward_called, origin_of
 from gradguard._locate.where_text import describe, failed
 from gradguard._trace.recorder import recorded_origin
 
@@ -43,6 +43,7 @@ def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:
 def _around(frame: FrameType, callee: FrameType | None, seen: set[int]) -> list[Block]:
     origin = origin_of(frame, callee)
     blocks = blocks_in(frame, seen) if origin is None else origin
+    blocks = [*forward_called(frame, callee), *blocks]
     return [_with_caller(block, frame) for block in blocks]
 
 

@@ -606,6 +606,37 @@ class Double(torch.autograd.Function):
         return grad * 2
 
 
+class Apart(torch.autograd.Function):
+    """Its forward takes no ctx."""
+
+    @staticmethod
+    def forward(x):
+        Double.seen = cause()
+        return x * 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(_, grad):
+        return grad * 2
+
+
+def test_a_forward_without_ctx_is_named():
+    """The forward of a function with a setup_context is the origin, too."""
+    Apart.apply(torch.ones(2, requires_grad=True))
+    assert Double.seen.kind.startswith("Apart.forward, an autograd.Function.forward")
+
+
+@pytest.mark.parametrize("ctx", [None, object()])
+def test_a_forward_called_by_hand_is_no_origin(ctx):
+    """Only `apply` turns grad off: a forward called directly is not blamed for what surrounds it."""
+    with torch.no_grad():
+        Double.forward(ctx, torch.ones(2))
+    assert "forward" not in Double.seen.kind
+
+
 def test_autograd_functions_and_hooks_name_autograd_as_the_origin():
     """Torch switches grad off in forward and, without create_graph, in backward and hooks."""
     name = sys._getframe().f_code.co_name
