@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradguard._errors import GradModeError as GradModeError
     from gradguard._errors import GradModeWarning as GradModeWarning
     from gradguard._eval.evaluating import evaluating as evaluating
+    from gradguard._findings.finding import Finding as Finding
     from gradguard._methods.inference_function import inference_function as inference_function
     from gradguard._methods.inference_method import inference_method as inference_method
     from gradguard._methods.training_method import training_method as training_method
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "Finding": "_findings.finding",
     "GradLeakError": "_errors",
     "GradModeError": "_errors",
     "GradModeWarning": "_errors",

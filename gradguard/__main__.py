@@ -99,7 +99,23 @@ def _run(options: argparse.Namespace) -> int:
     return command(options)
 
 
-_COMMANDS = (_add_demo, _add_run)
+def _add_check(commands: Commands) -> None:
+    from gradguard._lint import options
+
+    parser = commands.add_parser(
+        "check", help=options.HELP, description=options.DESCRIPTION, allow_abbrev=False
+    )
+    options.add_arguments(parser)
+    parser.set_defaults(command=_check)
+
+
+def _check(given: argparse.Namespace) -> int:
+    from gradguard._lint.command import main as check
+
+    return check(given)
+
+
+_COMMANDS = (_add_demo, _add_run, _add_check)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""`gradguard check`: faults found by reading source, which is never imported or run."""

@@ -1,0 +1,66 @@
+"""What a rule is, and what it sees of a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from gradguard._findings.kinds import CHECK_NAMES
+from gradguard._lint.guards import Guards
+from gradguard._lint.modules import Modules
+from gradguard._lint.names import Names
+from gradguard._lint.tree import Tree
+
+if TYPE_CHECKING:
+    import ast
+    from collections.abc import Iterator
+
+    from gradguard._findings.finding import Severity
+
+
+class Problem(NamedTuple):
+    """What a rule has found: the node at whose place it stands, and what to tell."""
+
+    node: ast.AST
+    message: str
+    severity: Severity = "fault"
+    if_imported: bool = False  # it is one only if another file imports this one
+
+
+class File:
+    """A parsed file, with what rules ask of it."""
+
+    def __init__(self, filename: str, root: ast.Module) -> None:
+        self.filename = filename
+        self.tree = Tree(root)
+        self.names = Names(self.tree)
+        self.guards = Guards(self.tree, self.names)
+        self.modules = Modules(self.tree, self.names)
+
+
+class Rule:
+    """One rule. A rule keeps nothing between nodes: one object serves all files.
+
+    Attributes:
+        code: its code, ``GG101``.
+        on: the types of nodes that it is asked about.
+        why: what is wrong with what it finds, with what torch does.
+        bad: a program that has the fault; it shows it when it is run.
+        good: the same without the fault.
+        default: whether it is told without being selected.
+    """
+
+    code: ClassVar[str]
+    on: ClassVar[tuple[type[ast.AST], ...]]
+    why: ClassVar[str]
+    bad: ClassVar[str]
+    good: ClassVar[str]
+    default: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """Its name, such as ``guard-on-async``."""
+        return CHECK_NAMES[self.code]
+
+    def check(self, node: Any, file: File) -> Iterator[Problem]:
+        """Yield what is wrong at the node."""
+        raise NotImplementedError
