@@ -102,6 +102,22 @@ torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
         tests=("test_compile.py::test_what_dynamo_cannot_follow_of_torch[stopped-*]",),
     ),
     Fault(
+        "Dynamo does not follow a contextlib.contextmanager",
+        before="2.7",
+        program="""
+import contextlib
+@contextlib.contextmanager
+def recorded():
+    with torch.enable_grad():
+        yield
+def fn(x):
+    with recorded():
+        return x * 2
+torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
+""",
+        tests=("test_carry.py::test_under_compile[*-no_grad]",),
+    ),
+    Fault(
         "Dynamo knows inference_mode by the name `torch.inference_mode` alone",
         before="2.13",
         program="""

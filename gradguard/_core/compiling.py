@@ -9,8 +9,8 @@ uncompiled. And it knows torch's guards by their names in `torch`: a project tha
 gradguard's gets the classes.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +51,22 @@ def compiled_decorated_inference(mode: bool) -> AbstractContextManager[None]:
     torch's own would split the wrapper, too, at a graph break in the function: more recompilations.
     """
     return CompiledInference(mode) if DYNAMO_FOLLOWS_INFERENCE else inference_mode(mode)
+
+
+def compiled_mode(grad: bool, inference: bool) -> AbstractContextManager[None]:
+    """Both flags at once, around a function that is called."""
+    if DYNAMO_FOLLOWS_INFERENCE:
+        return CompiledMode(grad, inference)
+    # A class cannot enter torch's guard there; but inference mode, on or off, switches the grad
+    # mode to the opposite, which is all that is wanted of most modes.
+    return inference_mode(inference) if grad is not inference else _in_two_blocks(grad, inference)
+
+
+@contextmanager
+def _in_two_blocks(grad: bool, inference: bool) -> Iterator[None]:
+    # Dynamo follows it from torch 2.7 on; before, it breaks the graph here.
+    with inference_mode(inference), CompiledGrad(grad):
+        yield
 
 
 class CompiledGuard:
@@ -111,3 +127,19 @@ class CompiledInference(CompiledGuard):
 
     def __exit__(self, *exc: object) -> None:
         switch_inference_back(self.token)  # type: ignore[no-untyped-call]
+
+
+class CompiledMode(CompiledGuard):
+    """Both flags at once."""
+
+    def __init__(self, grad: bool, inference: bool) -> None:
+        self.inference = CompiledInference(inference)
+        self.grad = CompiledGrad(grad)
+
+    def __enter__(self) -> None:
+        self.inference.__enter__()
+        self.grad.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self.grad.__exit__(None, None, None)
+        self.inference.__exit__(None, None, None)

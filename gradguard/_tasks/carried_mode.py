@@ -2,11 +2,10 @@
 
 from contextlib import AbstractContextManager
 
-from gradguard._core.compiling import CompiledGrad, CompiledGuard, compiled_decorated_inference
+from gradguard._core.compiling import compiled_mode
 from gradguard._core.guard_stack import grad_inside, thread
 from gradguard._core.guard_types import Guard
 from gradguard._core.state import (
-    GradState,
     enter_inference,
     grad_state,
     is_grad_enabled,
@@ -36,18 +35,4 @@ class Carried(Guard):
         set_grad(self.mode.grad_enabled)
 
     def while_compiling(self) -> AbstractContextManager[None]:
-        return _CompiledCarried(self.mode)
-
-
-class _CompiledCarried(CompiledGuard):
-    def __init__(self, mode: GradState) -> None:
-        self.inference = compiled_decorated_inference(mode.inference_mode)
-        self.grad = CompiledGrad(mode.grad_enabled)
-
-    def __enter__(self) -> None:
-        self.inference.__enter__()
-        self.grad.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        self.grad.__exit__(None, None, None)
-        self.inference.__exit__(None, None, None)
+        return compiled_mode(*self.mode)
