@@ -54,14 +54,9 @@ DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by num
 # `PreDispatchTorchFunctionMode`). Asking would need a trace.
 GRAPHS_DEFER_GRAD = torch.__version__ < "2.9"
 
-# Up to 2.13 `autograd.Function.apply` is Python, so that it has a frame on the call stack. From
-# 2.14 on it is C, and `forward` looks as if the caller of apply had called it.
-APPLY_HAS_A_FRAME = isinstance(vars(torch.autograd.Function).get("apply"), classmethod)
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
-    "APPLY_HAS_A_FRAME",
     "DYNAMO_FOLLOWS_INFERENCE",
     "GRAPHS_DEFER_GRAD",
     "INFERENCE_TOKEN",

@@ -12,8 +12,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from gradguard._core.frames import is_library, module_of, outwards, user_line
+from gradguard._locate.autograd_frames import forwards, function_forward
 from gradguard._locate.enclosing import Block, blocks_in
-from gradguard._locate.torch_frames import forward_called, origin_of
+from gradguard._locate.torch_frames import origin_of
 from gradguard._locate.where_text import describe, failed
 from gradguard._trace.recorder import recorded_origin
 
@@ -31,19 +32,19 @@ def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:
     frames = list(outwards(frame or sys._getframe(1)))  # noqa: SLF001 - as in user_frame
     seen: set[int] = set()
     found: list[Block] = []
+    functions = forwards()
     # Outermost first: who holds an exit stack is who made it, not those it was handed to.
     for here, callee in reversed(list(zip(frames, [None, *frames], strict=False))):
         if callee is not None and module_of(callee) == "gradguard._core.suspended_bodies":
             # A suspended body keeps its own mode: what now resumes it may not have begun it.
             found = [replace(block, certain=False) for block in found]
-        found[:0] = _around(here, callee, seen)
+        found[:0] = [*_around(here, callee, seen), *function_forward(here, functions)]
     return tuple(found)
 
 
 def _around(frame: FrameType, callee: FrameType | None, seen: set[int]) -> list[Block]:
     origin = origin_of(frame, callee)
     blocks = blocks_in(frame, seen) if origin is None else origin
-    blocks = [*forward_called(frame, callee), *blocks]
     return [_with_caller(block, frame) for block in blocks]
 
 

@@ -655,6 +655,55 @@ def test_autograd_functions_and_hooks_name_autograd_as_the_origin():
     assert Double.seen.switch.grad == (True,)
 
 
+def test_a_forward_that_is_called_directly_switches_nothing():
+    """Only `apply` turns grad off: a forward called as any other function is not named."""
+    with torch.no_grad():  # around the direct call
+        Double.forward(None, torch.ones(2))
+    check(Double.seen, "around the direct call", "torch.no_grad()", sys._getframe().f_code.co_name)
+
+
+def test_an_applied_function_may_have_another_name():
+    """``f = Function.apply``, as torch's tutorials call it, is named by the call."""
+    double = Double.apply
+    double(torch.ones(2, requires_grad=True))  # by another name
+    assert Double.seen.kind.startswith("Double.forward, an autograd.Function.forward")
+    assert Double.seen.lineno == marked("by another name")[0]
+
+
+def timed(fn):
+    @torch.no_grad()  # in the decorator
+    @functools.wraps(fn)
+    def wrapper(*args):
+        return fn(*args)
+
+    return wrapper
+
+
+@timed
+def innocent():
+    return cause()
+
+
+def plain(fn):
+    @functools.wraps(fn)
+    def wrapper(*args):
+        return fn(*args)
+
+    return wrapper
+
+
+@torch.no_grad()  # above a plain decorator
+@plain
+def decorated_twice():
+    return cause()
+
+
+def test_a_guard_inside_a_decorator_is_named_there():
+    """A guard above functools.wraps inside a decorator is not the wrapped function's."""
+    check(innocent(), "in the decorator", "torch.no_grad()", "wrapper")
+    check(decorated_twice(), "above a plain decorator", "torch.no_grad()", "decorated_twice")
+
+
 def test_function_forward_under_a_functorch_transform_is_named_once():
     """With a transform active torch's `apply` runs twice; only the one that switches is named."""
     seen = []
