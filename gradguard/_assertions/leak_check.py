@@ -3,24 +3,24 @@
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
+from types import FrameType
 from typing import Any, TypeVar
 
 from torch.nn import Module
 
-from gradguard._assertions.leak_check_texts import left_changed, not_a_module, not_entered
+from gradguard._assertions.left_switched import Start
 from gradguard._core.decorating import decorate_each
-from gradguard._core.guard_stack import close_above, thread
-from gradguard._core.state import grad_state, is_dynamo_compiling, put_back
+from gradguard._core.rank import with_rank
+from gradguard._core.state import is_dynamo_compiling
 from gradguard._core.suspended_bodies import Body
 from gradguard._core.wrappers import CallContext
 from gradguard._errors import GradLeakError
-from gradguard._eval.entries import own_flags, write_own_flags
-from gradguard._eval.training_flags import Modules, tree
-from gradguard._locate.where import where
+from gradguard._locate.enclosing import Block
+from gradguard._locate.inside import switches_in_function, switches_in_with
+from gradguard._locate.torch_frames import functions_below
 
 F = TypeVar("F")
 
-_THE_BLOCK = "the block"
 _ENDS = (StopIteration, StopAsyncIteration, GeneratorExit)  # a body's own ways to say it is done
 
 
@@ -31,7 +31,11 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
     the block comes out as it was, with the finding as a note. Works as a context manager and as a
     decorator of functions, generators, coroutines and async generators; a body that can be
     suspended has its own mode (nothing of it is visible outside meanwhile), and is checked when it
-    ends. Does nothing while `torch.compile` is compiling.
+    ends. One object may be entered by many threads at once. Does nothing while `torch.compile` is
+    compiling.
+
+    A guard opened in the block that is still in use where the block ends (an exit stack closed by
+    a decorated function, say) goes on deciding the mode until it ends.
 
     Args:
         modules: their ``training`` flags, and those of all their submodules, are checked, too.
@@ -58,122 +62,132 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
     def __init__(self, *modules: Module) -> None:
         for module in modules:
             if not isinstance(module, Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(not_a_module(type(module).__name__))
+                msg = (
+                    "leak_check(*modules) takes torch.nn.Module objects, got "
+                    f"{type(module).__name__}. As a decorator write @leak_check() or "
+                    "@leak_check(model), with the parentheses."
+                )
+                raise TypeError(msg)
         self._modules = modules
-        self._asker = "leak_check"
-        self._name = _THE_BLOCK
-        self._found: list[tuple[int, _Found]] = []
+        # By thread, without a lock: each thread appends to its own list, and popping is one step.
+        self._entries: dict[int, list[Start]] = {}
 
     def __enter__(self) -> None:
         if not is_dynamo_compiling():
-            self._found.append((get_ident(), _Found(self._modules)))
+            start = Start(self._modules, sys._getframe(1))  # noqa: SLF001 - may be None otherwise
+            self._entries.setdefault(get_ident(), []).append(start)
 
     def __exit__(self, exc_type: object, exc: object, tb: object) -> None:
         __tracebackhide__ = True
         if is_dynamo_compiling():
             return
-        _report(self._pop().put_back(self._asker, self._name), exc)
+        frame = sys._getframe(1)  # noqa: SLF001 - as above
+        start = self._pop()
+        _report(start.put_back("leak_check: the block", frame, lambda: self._inside(frame)), exc)
 
-    def _pop(self) -> "_Found":
+    def _inside(self, frame: FrameType) -> list[Block]:
+        return switches_in_with(frame, self)
+
+    def _pop(self) -> Start:
         """This thread's innermost entry; else any thread's, since a generator may have moved."""
         me = get_ident()
-        mine = [at for at, (ident, _) in enumerate(self._found) if ident == me]
+        mine = self._entries.get(me)
         if mine:
-            return self._found.pop(mine[-1])[1]
-        if not self._found:
-            raise RuntimeError(not_entered())
-        found = self._found.pop()[1]
-        found.state = grad_state()  # the other thread's says nothing here, nor does its chain
-        found.link = thread.cell[0]
-        return found
+            start = mine.pop()
+            if not mine:
+                self._entries.pop(me, None)
+            return start
+        for others in list(self._entries.values()):
+            try:
+                start = others.pop()
+            except IndexError:
+                continue
+            start.begin_here()  # the other thread's mode says nothing here, nor do its open guards
+            return start
+        msg = (
+            "this leak_check is not open, so it cannot be exited: it was never entered, or was "
+            "exited already. Use `with gradguard.leak_check():`, which does both."
+        )
+        raise RuntimeError(msg)
 
     def __call__(self, fn: F) -> F:
         return leaves_mode("leak_check", fn, self._modules)
+
+
+def leaves_mode(asker: str, fn: F, modules: tuple[Module, ...] = ()) -> F:
+    """Check each call of `fn` as `leak_check` does, in messages of `asker`'s that name it."""
+    subject = f"{asker}: {getattr(fn, '__qualname__', type(fn).__name__)}()"
+
+    def check_for(*_: Any, **__: Any) -> CallContext:
+        return _Call(modules, subject, fn)
+
+    decorated: F = decorate_each(fn, check_for, f"{asker}()")
+    return decorated
+
+
+class _Call:
+    """The check of one call of a decorated function."""
+
+    def __init__(self, modules: tuple[Module, ...], subject: str, fn: object) -> None:
+        self._modules = modules
+        self._subject = subject
+        self._fn = fn
+
+    def __enter__(self) -> None:
+        self._start = Start(self._modules, sys._getframe(1))  # noqa: SLF001 - as above
+
+    def __exit__(self, exc_type: object, exc: object, tb: object) -> None:
+        __tracebackhide__ = True
+        _report(self.put_back(self._start, sys._getframe(1)), exc)  # noqa: SLF001 - as above
+
+    def put_back(self, start: Start, frame: FrameType) -> str | None:
+        return start.put_back(self._subject, frame, lambda: _inside_function(self._fn))
 
     def while_compiling(self) -> AbstractContextManager[object]:
         """Nothing: Dynamo follows neither the inference flag nor the module tree."""
         return nullcontext()
 
     def body(self) -> "_CheckedBody":
-        """The check of one call whose body can be suspended."""
-        return _CheckedBody(self._modules, self._asker, self._name)
+        """The check of a call whose body can be suspended."""
+        return _CheckedBody(self._modules, self)
 
 
-def leaves_mode(asker: str, fn: F, modules: tuple[Module, ...] = ()) -> F:
-    """Decorate `fn` with a `leak_check` whose messages are `asker`'s and name the function."""
-    check = leak_check(*modules)
-    check._asker = asker  # noqa: SLF001 (its own module)
-    check._name = f"{getattr(fn, '__qualname__', type(fn).__name__)}()"  # noqa: SLF001
-
-    def check_for(*_: Any, **__: Any) -> CallContext:
-        return check
-
-    decorated: F = decorate_each(fn, check_for, f"{asker}()")
-    return decorated
-
-
-class _Found:
-    """The mode, the open guards and the flags at the beginning."""
-
-    def __init__(self, roots: tuple[Module, ...]) -> None:
-        self.state = grad_state()
-        self.link = thread.cell[0]
-        self.roots = roots
-        self.modules = tree(roots)
-        self.flags = self.flags_now()
-
-    def flags_now(self) -> dict[int, bool]:
-        return own_flags(self.modules)
-
-    def put_back(self, asker: str, name: str) -> str | None:
-        """Bring all back to what it was; return what was not, as a message."""
-        now = grad_state()
-        flags = self.flags_now()
-        changed = [key for key, flag in flags.items() if flag is not self.flags[key]]
-        if now == self.state and not changed:
-            return None
-        lines = where(now) if now != self.state else []
-        left_open = [repr(guard) for guard in close_above(self.link)]
-        put_back(self.state)
-        write_own_flags(self.modules, self.flags)
-        names = _names(self.roots, {key: self.modules[key] for key in changed})
-        subject = f"{asker}: {name}"
-        return left_changed(
-            subject, self.state, now, left_open=left_open, modules=names, where=lines
-        )
+def _inside_function(fn: object) -> list[Block]:
+    inner = getattr(fn, "__func__", fn)  # of a classmethod or staticmethod
+    return [block for each in functions_below(inner) for block in switches_in_function(each)]
 
 
 class _CheckedBody(Body):
     """A body under its own mode, which is compared with what it began with when it ends."""
 
-    __slots__ = ("_asker", "_flags", "_found", "_name", "_roots")
+    __slots__ = ("_call", "_flags", "_modules", "_start")
 
-    def __init__(self, roots: tuple[Module, ...], asker: str, name: str) -> None:
+    def __init__(self, modules: tuple[Module, ...], call: _Call) -> None:
         super().__init__()
-        self._roots = roots
-        self._asker = asker
-        self._name = name
-        self._found: _Found | None = None
+        self._modules = modules
+        self._call = call
+        self._start: Start | None = None
         self._flags: dict[int, bool] = {}
 
     def resume(self) -> None:
         super().resume()
-        if self._found is None:
-            self._found = _Found(self._roots)
+        if self._start is None:
+            self._start = Start(self._modules)
         else:  # flags that others have set meanwhile are not this body's doing
-            now = self._found.flags_now()
-            self._found.flags |= {k: now[k] for k in now if now[k] is not self._flags[k]}
-            self._found.link = self._base
+            now = self._start.flags_now()
+            self._start.flags |= {k: now[k] for k in now if now[k] is not self._flags[k]}
+            self._start.link = self._base
 
     def suspend(self) -> None:
-        if self._found is not None:
-            self._flags = self._found.flags_now()
+        if self._start is not None:
+            self._flags = self._start.flags_now()
         super().suspend()
 
     def finish(self) -> None:
         __tracebackhide__ = True
         error = sys.exc_info()[1]  # `drive` finishes a body from its except clauses
-        finding = None if self._found is None else self._found.put_back(self._asker, self._name)
+        start, frame = self._start, sys._getframe(1)  # noqa: SLF001 - as above
+        finding = None if start is None else self._call.put_back(start, frame)
         super().finish()
         _report(finding, None if isinstance(error, _ENDS) else error)
 
@@ -183,19 +197,11 @@ def _report(finding: str | None, error: object) -> None:
     if finding is None:
         return
     if not isinstance(error, BaseException):
-        raise GradLeakError(finding)
-    add_note(error, finding)
+        raise GradLeakError(with_rank(finding))
+    add_note(error, with_rank(finding))
 
 
 def add_note(error: BaseException, note: str) -> None:
     """Add a note as Python 3.11 does; 3.10 keeps it, too, though its tracebacks do not show it."""
     notes: list[str] = getattr(error, "__notes__", [])
     vars(error)["__notes__"] = [*notes, note]
-
-
-def _names(roots: tuple[Module, ...], modules: Modules) -> list[str]:
-    names: dict[int, str] = {}
-    for root in roots:
-        for name, module in root.named_modules(prefix=type(root).__name__):
-            names.setdefault(id(module), name)
-    return [names.get(key, f"{type(m).__name__} (removed since)") for key, m in modules.items()]

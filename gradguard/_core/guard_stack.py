@@ -1,6 +1,7 @@
 """The guards that are open in this thread, as a chain of immutable links, innermost first."""
 
 import threading
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from gradguard._core.state import (
@@ -147,18 +148,28 @@ def _not_open(guard: Opener, chain: list[Link]) -> str:
     )
 
 
-def close_above(base: "Link | None") -> tuple[Opener, ...]:
+def close_above(base: "Link | None", in_use: Sequence[Link] = ()) -> tuple[Opener, ...]:
     """Close the guards left open above `base`, innermost first; return them, outermost first.
 
-    The mode is left to the caller. Nothing is closed where `base` itself has been.
+    Those in use stay open and keep deciding the mode; where there are none, the mode is left to
+    the caller. Nothing is closed where `base` itself has been.
     """
     chain = links()
     if base is not None and base not in chain:
         return ()
     above = chain[: chain.index(base)] if base is not None else chain
-    _unwind(above)
-    thread.cell[0] = base
-    return guards_of(above)
+    used = [any(link is one for one in in_use) for link in above]
+    if all(used):
+        return ()
+    grad, modes = is_grad_enabled(), _unwind(above)
+    kept = [(*link[:3], base) for link, keep in zip(above, used, strict=True) if keep]
+    if kept and not used[-1]:  # it takes over what the outermost has found
+        kept[-1] = (kept[-1][0], above[-1][1], kept[-1][2], base)
+    its_modes = [mode for mode, keep in zip(modes, used, strict=True) if keep]
+    thread.cell[0] = _rewind(kept, its_modes, base)
+    if kept:
+        set_grad(grad)
+    return guards_of([link for link, keep in zip(above, used, strict=True) if not keep])
 
 
 def _unwind(above: list[Link]) -> list[bool]:

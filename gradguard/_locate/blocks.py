@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 With: TypeAlias = ast.With | ast.AsyncWith
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 Scope: TypeAlias = ast.Module | Function | ast.ClassDef
+Region: TypeAlias = Scope | With
 N = TypeVar("N", bound=ast.AST)
 _Placed: TypeAlias = ast.stmt | ast.expr
 
@@ -149,6 +150,20 @@ def calls_before(scope: Scope, at: Position) -> Iterator[tuple[ast.Call, list[Wi
             yield call, [node for node in ended if _covers(node, here)]
 
 
+def calls_in(region: Region) -> Iterator[tuple[ast.Call, list[With]]]:
+    """Yield such calls anywhere in a block or function, latest first, with what is around them."""
+    withs = [node for node in _own(region) if isinstance(node, With)]
+    for call in sorted(_statement_calls(region), key=_start, reverse=True):
+        here = Position(call.lineno, call.col_offset)
+        yield call, [node for node in withs if _covers(node, here)]
+
+
+def withs_at(scope: Scope, at: Position) -> list[With]:
+    """Return the ``with`` statements that are entered or left at `at`, innermost first."""
+    found = [node for node in _withs(scope) if _covers(node, at) and not _in_body(node, at)]
+    return sorted(found, key=_start, reverse=True)
+
+
 def open_loops(scope: Scope, at: Position) -> Iterator[ast.For | ast.AsyncFor]:
     """Yield the ``for`` statements whose body is at `at`."""
     loops: list[ast.For | ast.AsyncFor] = [*nodes(scope, ast.For), *nodes(scope, ast.AsyncFor)]
@@ -162,7 +177,7 @@ def nodes(scope: Scope, kind: type[N]) -> Iterator[N]:
     return (node for node in _own(scope) if isinstance(node, kind))
 
 
-def _statement_calls(scope: Scope) -> Iterator[ast.Call]:
+def _statement_calls(scope: Region) -> Iterator[ast.Call]:
     for node in _own(scope):
         if isinstance(node, ast.Expr | ast.Assign) and isinstance(node.value, ast.Call):
             yield node.value
@@ -179,7 +194,7 @@ def _withs(scope: Scope) -> list[With]:
     return [node for node in _own(scope) if isinstance(node, With)]
 
 
-def _own(scope: Scope) -> Iterator[ast.AST]:
+def _own(scope: Region) -> Iterator[ast.AST]:
     """Walk the nodes of `scope` that are not of a function, class or lambda inside it."""
     waiting: list[ast.AST] = list(scope.body)
     while waiting:

@@ -137,12 +137,12 @@ def _statements(scope: Scope, at: Position, names: Names) -> Iterator[Found]:
         items = [item for statement in ended for item in statement.items]
         if any(switch_of(item.context_expr, names) for item in items):
             continue  # the end of that block has taken back what was switched inside
-        switch = _acts_at_once(call, names)
+        switch = acts_at_once(call, names)
         if switch is not None:
             yield call.lineno, switch, "statement"
 
 
-def _acts_at_once(call: ast.Call, names: Names) -> Switch | None:
+def acts_at_once(call: ast.Call, names: Names) -> Switch | None:
     """``set_grad_enabled(…)`` as a call, ``torch._C``'s too, and ``guard.__enter__()``."""
     if isinstance(call.func, ast.Attribute) and call.func.attr == "__enter__":
         return switch_of(call.func.value, names)

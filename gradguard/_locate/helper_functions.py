@@ -22,7 +22,7 @@ def switch_of_helper(node: ast.expr, names: Names) -> Switch | None:
 
     One level deep: helpers that it in turn calls are not followed, so nothing can recurse.
     """
-    function = _function(names.value(node.func)) if isinstance(node, ast.Call) else None
+    function = plain_function(names.value(node.func)) if isinstance(node, ast.Call) else None
     if function is None:
         return None
     try:
@@ -35,7 +35,8 @@ def switch_of_helper(node: ast.expr, names: Names) -> Switch | None:
     )
 
 
-def _function(target: Any) -> FunctionType | None:
+def plain_function(target: Any) -> FunctionType | None:
+    """Return the Python function that calling `target` runs, below a ``@contextmanager``."""
     if is_a(target, FunctionType) and target.__globals__.get("__name__") == "contextlib":
         target = getattr_static(target, "__wrapped__", None)  # what @contextmanager was put on
     return target if is_a(target, FunctionType) else None

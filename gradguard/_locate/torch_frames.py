@@ -56,7 +56,7 @@ def _our_decorated(frame: FrameType, call: DecoratedCall) -> list[Block]:
 def _decorated(frame: FrameType, switch: Switch | None, function: Any) -> list[Block]:
     if switch is None:
         return []
-    functions = list(_functions_below(function))
+    functions = list(functions_below(function))
     if not functions:  # a built-in, say: named by the line that calls it
         return [at_user(frame, switch)]
     # A guard may stand above a decorator's own wrapper, and that one's `__wrapped__` is innocent.
@@ -68,7 +68,7 @@ def _decorated(frame: FrameType, switch: Switch | None, function: Any) -> list[B
     return [block_at(named.__code__, named.__globals__, (line, switch, "decorator"))]
 
 
-def _functions_below(function: Any) -> Iterator[FunctionType]:
+def functions_below(function: Any) -> Iterator[FunctionType]:
     """Yield the functions below wrappers, partials, bound methods and objects with `__call__`."""
     for _ in range(100):  # bounded, as nothing keeps `__wrapped__` from being a ring
         if is_a(function, FunctionType) and not _is_plumbing(function):

@@ -6,7 +6,7 @@ running program has anyway: its frames, their source and the closures of decorat
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from gradguard._core.frames import is_library, module_of, outwards, user_line
 from gradguard._locate.autograd_frames import forwards, function_forward
 from gradguard._locate.enclosing import Block, blocks_in
 from gradguard._locate.torch_frames import origin_of
-from gradguard._locate.where_text import describe, failed
+from gradguard._locate.where_text import describe, describe_inside, failed
 from gradguard._trace.recorder import recorded_origin
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def decisive(blocks: Iterable[Block], state: "GradState") -> Block | None:
     inference mode, else the grad flag. One that sets it otherwise ends the search: what lies
     outside was overridden. One that only may have run counts if no other explains the mode.
     """
-    flag, value = ("inference", True) if state.inference_mode else ("grad", state.grad_enabled)
+    flag, value = _decides(state)
     possible: Block | None = None
     for block in _in_effect(blocks):
         values: tuple[bool, ...] = getattr(block.switch, flag)
@@ -70,6 +70,10 @@ def decisive(blocks: Iterable[Block], state: "GradState") -> Block | None:
         elif values and block.certain:
             break
     return possible
+
+
+def _decides(state: "GradState") -> tuple[str, bool]:
+    return ("inference", True) if state.inference_mode else ("grad", state.grad_enabled)
 
 
 def _in_effect(blocks: Iterable[Block]) -> Iterator[Block]:
@@ -86,7 +90,9 @@ def _leaves_inference(block: Block) -> bool:
     return block.switch.effect == ((), (False,))
 
 
-def where(state: "GradState", *, recorded: str | None = None) -> list[str]:
+def where(
+    state: "GradState", *, recorded: str | None = None, inside: Sequence[Block] = ()
+) -> list[str]:
     """Return the lines, at most eight, that say where the mode `state` was switched.
 
     Never raises: a failure of the search becomes its text.
@@ -95,9 +101,14 @@ def where(state: "GradState", *, recorded: str | None = None) -> list[str]:
         state: the mode to explain, usually the present one.
         recorded: the last switch that was never switched back; by default, what an active trace
             knows of this thread.
+        inside: where the mode was left by a block or call that has ended, what in it switches.
 
     """
     try:
+        flag, value = _decides(state)
+        within = [block for block in inside if value in getattr(block.switch, flag)]
+        if within:
+            return describe_inside(within)
         blocks = enclosing(sys._getframe(1))  # noqa: SLF001 - as in user_frame
         first = decisive(blocks, state)
         recorded = recorded or recorded_origin(state)

@@ -11,6 +11,7 @@ _SHOWN = 5
 _CERTAIN = "The mode was switched on this call stack:"
 _MAYBE = "The mode may have been switched on this call stack, by the first of these:"
 _NOT_THESE = "These switch the mode on this call stack, but not to what it is:"
+_INSIDE = "The mode was switched inside it, probably by the first of these:"
 _FIND_IT = (
     "To find it, run the program under `python -m gradguard run SCRIPT`, or put "
     "`with gradguard.trace() as switches:` around it and print(switches)."
@@ -116,6 +117,13 @@ def describe(
     if lines:
         lines.insert(0, _MAYBE if possible else _NOT_THESE)
     return [*lines, _elsewhere(recorded, recording_in)]
+
+
+def describe_inside(blocks: Sequence[Block]) -> list[str]:
+    """Return the lines that say what in a block or call that has ended may have switched."""
+    lines = list(dict.fromkeys(f"  {block_text(block)}" for block in blocks))
+    more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [_INSIDE, *lines[:_SHOWN], *more]
 
 
 def _elsewhere(recorded: str | None, recording_in: str | None) -> str:

@@ -1,7 +1,11 @@
 """leak_check: what it finds, what it puts back, and that it hides nothing."""
 
 import asyncio
+import gc
+import inspect
+import sys
 import threading
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 
 import gradguard
 from gradguard import GradLeakError, GradState, leak_check
+from gradguard._core.places import file_shown
 
 RECORDING = GradState(grad_enabled=True, inference_mode=False)
 
@@ -35,8 +40,14 @@ def test_a_block_that_leaks_is_told_and_put_back():
         leak()
     first, *rest = str(caught.value).splitlines()
     assert first == "leak_check: the block left grad mode off; it was on when it began."
-    assert any("python -m gradguard run" in line for line in rest)
-    assert any(line.startswith("To do: ") for line in rest)
+    place = f"{file_shown(__file__)}:{leak.__code__.co_firstlineno + 1}"
+    there = f"{place} in leak: torch.set_grad_enabled(False)"
+    assert rest == [
+        "The mode was switched inside it, probably by the first of these:",
+        f"  torch.set_grad_enabled(False) may have been called at {there}",
+        "To do: switch the mode with `with` or a decorator, so that it ends there.",
+        "All has been put back.",
+    ]
 
 
 def test_a_block_that_ends_as_it_began_is_silent():
@@ -325,3 +336,225 @@ def test_a_block_that_closes_a_guard_of_outside():
     with pytest.raises(GradLeakError, match="left grad mode on; it was off"), leak_check():
         outer.__exit__()
     torch.set_grad_enabled(True)
+
+
+def named(error, source):
+    """Tell whether the message names the line with this source, of this file."""
+    lines = inspect.getsource(sys.modules[__name__]).splitlines()
+    (number,) = [at for at, line in enumerate(lines, 1) if line.strip() == source]
+    return f"{file_shown(__file__)}:{number} in" in str(error.value)
+
+
+def test_a_line_in_its_own_block_is_named():
+    """A plain call in the block itself is named, and one that its own `with` takes back is not."""
+    with pytest.raises(GradLeakError) as caught:
+        with leak_check():
+            with torch.enable_grad():
+                torch.set_grad_enabled(mode=False)  # taken back
+            torch.set_grad_enabled(mode=False)  # left
+    assert named(caught, "torch.set_grad_enabled(mode=False)  # left")
+    assert "# taken back" not in str(caught.value)
+
+
+def test_a_line_in_a_block_on_a_shared_object_is_named():
+    """The block is found where the `with` is over a name, among other items, and within another."""
+    check = leak_check()
+    with torch.enable_grad(), pytest.raises(GradLeakError) as caught:
+        with check, ExitStack():
+            torch._C._set_grad_enabled(False)  # on a shared object
+    assert named(caught, "torch._C._set_grad_enabled(False)  # on a shared object")
+
+
+class Method:
+    @classmethod
+    @leak_check()
+    def of_the_class(cls):
+        torch.set_grad_enabled(False)  # of a classmethod
+
+    @leak_check()
+    async def coroutine(self):
+        torch.set_grad_enabled(False)  # of a coroutine
+
+
+@pytest.mark.parametrize(
+    ("call", "tag"),
+    [
+        (lambda: Method.of_the_class(), "of a classmethod"),
+        (lambda: asyncio.run(Method().coroutine()), "of a coroutine"),
+    ],
+)
+def test_a_line_in_the_decorated_function_is_named(call, tag):
+    """What leaves the mode switched inside the function is named."""
+    with pytest.raises(GradLeakError) as caught:
+        call()
+    assert named(caught, f"torch.set_grad_enabled(False)  # {tag}")
+
+
+def test_a_function_without_source_is_not_named():
+    """Where there is no source the message says how to find the line."""
+    scope = {"torch": torch}
+    exec("def unread(): torch.set_grad_enabled(False)", scope)  # noqa: S102 (no source)
+    with pytest.raises(GradLeakError, match="gradguard run SCRIPT"):
+        leak_check()(scope["unread"])()
+
+
+def test_an_end_inside_a_guard_that_is_in_use_leaves_the_guard_open():
+    """A check that an exit stack ends in a decorated function does not close that one's guard."""
+    stack = ExitStack()
+    modes = []
+
+    @gradguard.no_grad()
+    def close():
+        stack.close()
+        modes.append(gradguard.grad_state().grad_enabled)
+
+    stack.enter_context(leak_check())
+    close()
+    with stack, gradguard.inference_mode():
+        stack.enter_context(leak_check())
+        stack.pop_all().close()
+        modes.append(gradguard.grad_state().inference_mode)
+    assert modes == [False, True]
+
+
+def test_an_end_inside_a_guard_closes_those_that_are_not_in_use():
+    """A guard left open by the block is named and closed, and the one in use goes on deciding."""
+    stack = ExitStack()
+    modes = []
+
+    @gradguard.no_grad()
+    def close():
+        with pytest.raises(GradLeakError) as caught:
+            stack.close()
+        modes.append(gradguard.grad_state().grad_enabled)
+        assert "Guards entered and never exited: inference_mode(mode=True)." in str(caught.value)
+        assert gradguard.guards() != ()
+
+    stack.enter_context(leak_check())
+    gradguard.inference_mode().__enter__()
+    close()
+    assert modes == [False]
+
+
+def test_a_plain_call_before_a_guard_in_use_is_told():
+    """What the guard in use will bring back is what counts, and is told."""
+    stack = ExitStack()
+
+    @gradguard.no_grad()
+    def close():
+        with pytest.raises(GradLeakError, match="left grad mode off; it was on") as caught:
+            stack.close()
+        assert "no_grad() is still open here: it goes on deciding" in str(caught.value)
+
+    stack.enter_context(leak_check())
+    leak()
+    close()
+    torch.set_grad_enabled(True)
+
+
+LEFT = []
+
+
+def test_torchs_inference_guard_is_exited_for_good():
+    """One of torch's that was left open does not switch the mode when it is dropped later."""
+    with pytest.raises(GradLeakError, match="left inference mode on"), leak_check():
+        LEFT.append(torch.inference_mode())
+        LEFT[0].__enter__()
+    with torch.no_grad():
+        LEFT.clear()
+        gc.collect()
+        assert gradguard.grad_state() == GradState(grad_enabled=False, inference_mode=False)
+
+
+def test_an_inference_guard_that_others_are_in_is_left_alone():
+    """Guards that a `with` or an exit stack of another thread holds stay in force."""
+    inside, go_on = threading.Barrier(3), threading.Event()
+    seen = []
+
+    def block():
+        with torch.inference_mode():
+            inside.wait()
+            go_on.wait()
+            seen.append(gradguard.grad_state().inference_mode)
+        seen.append(gradguard.grad_state().inference_mode)
+
+    def stack():
+        with ExitStack() as held:
+            held.enter_context(torch.inference_mode())
+            inside.wait()
+            go_on.wait()
+            seen.append(gradguard.grad_state().inference_mode)
+        seen.append(gradguard.grad_state().inference_mode)
+
+    threads = [threading.Thread(target=each) for each in (block, stack)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    with pytest.raises(GradLeakError), leak_check():
+        LEFT.append(torch.inference_mode())
+        LEFT[0].__enter__()
+    LEFT.clear()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == [False, False, True, True]
+
+
+def test_one_object_in_eight_threads_at_once():
+    """One object and one decorated function in eight threads that switch at each bytecode."""
+    shared = leak_check()
+    failed = []
+
+    @leak_check()
+    def function(leaks):
+        if leaks:
+            leak()
+
+    def work(number):
+        for at in range(300):
+            leaks = (at + number) % 3 == 0
+            for call in (function, block):
+                try:
+                    call(leaks)
+                except GradLeakError:
+                    told = True
+                else:
+                    told = False
+                if told is not leaks or not torch.is_grad_enabled():
+                    failed.append((number, at))
+
+    def block(leaks):
+        with shared:
+            with shared:
+                pass
+            if leaks:
+                leak()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failed == []
+    assert shared._entries == {}
+
+
+def test_a_check_that_has_ended_is_forgotten():
+    """What a block began with is forgotten at its end: a second end is refused."""
+    check = leak_check()
+    with check:
+        pass
+    assert check._entries == {}
+    with pytest.raises(RuntimeError, match="not open"):
+        check.__exit__(None, None, None)
+
+
+def test_the_rank_is_told(process_group):
+    """While a process group is initialized the message says the rank."""
+    with pytest.raises(GradLeakError, match=r"^rank 0 of 1: leak_check: "), leak_check():
+        leak()
