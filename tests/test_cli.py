@@ -4,15 +4,18 @@ import contextlib
 import io
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gradguard
-from gradguard.__main__ import main
+from gradguard.__main__ import EXAMPLES, EXIT_CODES, _parser, main
 from gradguard._demo import command as _demo
+from gradguard._findings.kinds import RUN_KINDS
 
+PROG = _parser().prog  # as this process was started, be it pytest or python -m pytest
 WITHOUT_TORCH = """
 import runpy, sys
 sys.modules["torch"] = None
@@ -50,9 +53,10 @@ def test_help():
     assert shown.stderr == ""
 
 
-def test_version():
-    """--version prints the package's version."""
-    shown = gradguard_command("--version")
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(option):
+    """It prints the package's version."""
+    shown = gradguard_command(option)
     assert shown.returncode == 0
     assert shown.stdout == f"gradguard {gradguard.__version__}\n"
     assert shown.stderr == ""
@@ -71,15 +75,62 @@ def test_no_torch_can_fail():
     assert "import of torch halted" in shown.stderr
 
 
-def test_no_arguments():
-    """Without a command the exit code is 2, and one line says what is missing."""
-    shown = gradguard_command()
-    assert shown.returncode == 2
-    assert shown.stdout == ""
-    (line,) = shown.stderr.splitlines()
-    assert line.startswith("python -m gradguard: error: ")
-    assert "COMMAND" in line
-    assert "`python -m gradguard --help`" in line
+@pytest.mark.parametrize("command", [gradguard_command, without_torch])
+def test_no_arguments(command):
+    """Without a command the help is printed, and the exit code is 0."""
+    shown = command()
+    assert shown.returncode == 0
+    assert "commands:" in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_the_help_tells_what_all_commands_share(capsys):
+    """The kinds, the exit codes and two examples, which are command lines that are understood."""
+    assert main([]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for kind, meaning in {**RUN_KINDS, **EXIT_CODES}.items():
+        assert f"{kind} {meaning}" in shown
+    for example, meaning in EXAMPLES.items():
+        assert f"{example} {meaning}" in shown
+        assert _parser().parse_args(example.split()).command is not None
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 100, 200])
+def test_the_help_fits_the_terminal(capsys, monkeypatch, columns):
+    """Lines end before the terminal does, as far as the words allow."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    main([])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= max(columns, 63)  # the longest line that is a unit
+
+
+@pytest.mark.parametrize(
+    ("started", "prog"),
+    [
+        ("/usr/bin/gradguard", "gradguard"),
+        ("gradguard.exe", "gradguard"),
+        ("/lib/gradguard/__main__.py", "python -m gradguard"),
+    ],
+)
+def test_the_help_names_the_command_as_it_was_started(monkeypatch, capsys, started, prog):
+    """So its examples can be pasted."""
+    monkeypatch.setattr(sys, "argv", [started])
+    main([])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {prog} [-h]")
+    assert f"  {prog} run train.py" in shown
+
+
+def test_the_console_script():
+    """Installing makes `gradguard` the same command."""
+    (script,) = entry_points(group="console_scripts", name="gradguard")
+    assert script.load() is main
+
+
+def test_no_colours_without_a_terminal(monkeypatch):
+    """What is piped has none, whatever this Python's argparse does on a terminal."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert "\x1b" not in gradguard_command("--help").stdout
 
 
 def test_unknown_command():
@@ -87,7 +138,7 @@ def test_unknown_command():
     line = refused("trian")
     assert "'trian'" in line
     assert "demo" in line
-    assert line.endswith("See `python -m gradguard --help`.")
+    assert line.endswith("gradguard --help`.")
 
 
 def test_demo_takes_no_arguments():
@@ -95,11 +146,11 @@ def test_demo_takes_no_arguments():
     assert "unrecognized arguments: 30" in refused("demo", "30")
 
 
-@given(st.text().filter(lambda word: word not in {"-h", "--help", "--version", "demo"}))
+@given(st.text().filter(lambda word: word not in {"-h", "--help", "-V", "--version", "demo"}))
 def test_one_line_whatever_the_argument(word):
     """Whatever the wrong command or argument is, it is refused in one line."""
-    assert refused(word, "demo").startswith("python -m gradguard: error: ")
-    assert refused("demo", word).startswith("python -m gradguard: error: ")
+    assert refused(word, "demo").startswith(f"{PROG}: error: ")
+    assert "error: " in refused("demo", word)
 
 
 def test_exit_code(monkeypatch):
