@@ -50,6 +50,12 @@ class Evals:
         undone = module.training and self.trained_at(module) > 0
         self._open[id(module)] = Episode(module, line, undone=undone)
 
+    def seen_in_eval(self, module: nn.Module, line: Line) -> None:
+        """Note that a module that was in train mode is in eval mode at a line: by whatever call."""
+        if id(module) not in self._open:
+            self._prune()
+            self._open[id(module)] = Episode(module, line, undone=True)
+
     def trained(self, module: nn.Module) -> None:
         """Note a user's `train()`: it ends what lies within."""
         self._trained[id(module)] = weakref.ref(module), self._scene.tick()

@@ -18,6 +18,7 @@ class Left(NamedTuple):
         line: the switch, None where nobody has seen it.
         number: tells this switch from every other.
         returned: whether the function that switched it has returned.
+        constant: whether the switch is written with a constant, not with a flag of the program's.
 
     """
 
@@ -25,6 +26,7 @@ class Left(NamedTuple):
     line: Line | None
     number: int
     returned: bool
+    constant: bool = False
 
 
 @dataclass(slots=True)

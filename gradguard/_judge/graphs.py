@@ -22,7 +22,8 @@ _SOME = 15
 class Calling:
     """The recorded forwards of one line, in train or in eval mode."""
 
-    def __init__(self, forward: Forward, owner: nn.Module, frame: FrameType) -> None:
+    def __init__(self, scene: Scene, forward: Forward, owner: nn.Module, frame: FrameType) -> None:
+        self.scene = weakref.ref(scene)  # what hangs in a graph keeps all that it holds
         self.line: Line = line_at(frame)
         self.codes: frozenset[CodeType] = codes_of(frame)
         self.kind = type(owner).__name__
@@ -51,6 +52,9 @@ class _Graph:
         if not self._used:
             self._used = True
             self._calling.used += 1
+        scene = self._calling.scene()
+        if scene is not None:
+            scene.backward_at = scene.tick()
 
     def __del__(self) -> None:
         self._calling.dropped += not self._used
@@ -73,7 +77,7 @@ class Graphs:
         calling = self._lines.get(key)
         known = calling is not None
         if calling is None:
-            calling = self._lines[key] = Calling(forward, owner, frame)
+            calling = self._lines[key] = Calling(self._scene, forward, owner, frame)
         calling.calls += 1
         if calling.calls <= _ALL or not calling.calls & _SOME:
             self._follow(calling, output)

@@ -25,7 +25,7 @@ from gradguard._judge.lines import Line, here, outside
 from gradguard._judge.modules import Seen
 from gradguard._judge.no_effect import NoEffect
 from gradguard._judge.places import Places
-from gradguard._judge.scene import Scene
+from gradguard._judge.scene import Scene, is_recording
 from gradguard._judge.steps import EmptySteps
 from gradguard._judge.train_mode import TrainMode
 from gradguard._judge.unregistered import Unregistered
@@ -38,11 +38,16 @@ class Judge:
 
     Args:
         tell: called with each finding when it is new.
+        again: called with each that was found before.
 
     """
 
-    def __init__(self, tell: Callable[[Finding], object] | None = None) -> None:
-        self.ledger = Ledger(tell)
+    def __init__(
+        self,
+        tell: Callable[[Finding], object] | None = None,
+        again: Callable[[Finding], object] | None = None,
+    ) -> None:
+        self.ledger = Ledger(tell, again)
         self.scene = Scene(self.ledger)
         self.graphs = Graphs(self.scene)
         self.leaks = Leaks(self.scene)
@@ -56,8 +61,6 @@ class Judge:
         self.gradients = NoGradients(self.scene)
         self.unregistered = Unregistered(self.scene)
         self.no_effect = NoEffect(self.scene, self.graphs)
-
-    # Forwards.
 
     def began(self, forward: Forward) -> None:
         """Take a forward that the program called, where its module is new in these modes."""
@@ -76,8 +79,14 @@ class Judge:
 
     def ran_inside(self, module: nn.Module, forward: Forward, frame: FrameType | None) -> None:
         """Take a module that ran inside another's forward, where it is new in these modes."""
-        self._ran(self.scene.modules.of(module), frame, recorded=forward.recorded and _recording())
+        self._ran(
+            self.scene.modules.of(module), frame, recorded=forward.recorded and is_recording()
+        )
         self.unregistered.inside(module, forward.module, frame)
+
+    def ran(self, module: nn.Module, frame: FrameType | None, *, recorded: bool) -> None:
+        """Take a module that ran, where no more is known of it."""
+        self._ran(self.scene.modules.of(module), frame, recorded=recorded)
 
     def ended(self, forward: Forward, output: object) -> None:
         """Take a forward that the program called, and what it returned."""
@@ -117,8 +126,6 @@ class Judge:
                 each.f_code is _REENTRANT for each in outwards(frame)
             )
         return line
-
-    # Backward and steps.
 
     def backward(self, roots: Iterable[object], left: Left | None, *, to_leaves: bool) -> None:
         """Take a call of autograd, before it runs."""
@@ -190,8 +197,6 @@ class Judge:
                 self.evals.dropped(module)
             self.evals.step(optimizer, last)
 
-    # Flags, places and guards.
-
     def eval_called(self, module: nn.Module, line: Line) -> None:
         """Take a user's `eval()` (or `train(False)`), before it acts."""
         self.evals.evaluated(module, line)
@@ -230,8 +235,6 @@ class Judge:
         if owner._modules.get(name) is not None:  # noqa: SLF001 (what is being replaced)
             self.places.module_set(owner, name, new, here(frame))
 
-    # The end.
-
     def forked(self) -> None:
         """Forget what was found and counted: it is the parent process's."""
         self.ledger.clear()
@@ -243,7 +246,3 @@ class Judge:
         self.gradients.finish()
         self.train_mode.finish()
         self.graphs.finish(crashed=crashed)
-
-
-def _recording() -> bool:
-    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

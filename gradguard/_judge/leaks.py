@@ -22,6 +22,7 @@ class Leaks:
     """
 
     def __init__(self, scene: Scene) -> None:
+        self.watched = False  # whether all that is seen is a model that is trained
         self._scene = scene
         self._paths: set[int] = set()
         self._suspect: tuple[Left, int] | None = None
@@ -39,8 +40,7 @@ class Leaks:
         if left is None or not _learns(forward.module):
             return
         self._suspect = left, self._scene.tick()
-        same_way = left.returned and hash(path_of(forward.frame)) in self._paths
-        if same_way or self._is_wanted(forward.module, left):
+        if self._is_same_way(forward, left) or self._is_wanted(forward.module, left):
             self._tell(left, "forward")
 
     def train_wanted(self, module: nn.Module, left: Left) -> None:
@@ -63,6 +63,13 @@ class Leaks:
             return False
         self._tell(suspect[0], "step")
         return True
+
+    def _is_same_way(self, forward: Forward, left: Left) -> bool:
+        """Tell whether a recorded forward came the same way before; of a watched model, any."""
+        if left.returned and self.watched:
+            return True
+        known = left.returned or left.constant
+        return known and hash(path_of(forward.frame)) in self._paths
 
     def _is_wanted(self, module: nn.Module, left: Left) -> bool:
         for reference in self._train_wanted.get(left.number, ()):

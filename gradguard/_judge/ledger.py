@@ -19,12 +19,18 @@ class Ledger:
 
     Args:
         tell: called with each finding when it is new.
+        again: called with each that was found before.
 
     """
 
-    def __init__(self, tell: Callable[[Finding], object] | None = None) -> None:
+    def __init__(
+        self,
+        tell: Callable[[Finding], object] | None = None,
+        again: Callable[[Finding], object] | None = None,
+    ) -> None:
         self._findings: dict[Key, Finding] = {}
         self._tell = tell
+        self._again = again
 
     def add(self, kind: str, line: Line | None, message: str, **fields: Any) -> Finding:
         """Add a finding, or what else was found of its kind at its line."""
@@ -69,6 +75,8 @@ class Ledger:
             parameters=(*known.parameters, *fresh),
         )
         self._findings[key] = grown
+        if self._again is not None:
+            self._again(grown)
         return grown
 
 

@@ -119,7 +119,7 @@ class Held:
 
     __slots__ = (
         "__weakref__",
-        "empty",
+        "accumulated",
         "good",
         "group_lines",
         "group_sizes",
@@ -140,7 +140,7 @@ class Held:
         self.made = made
         self.steps = 0
         self.good = 0
-        self.empty = 0
+        self.accumulated = 0  # when one of its parameters got a gradient last, if that is seen
         self.last = 0  # when its last step was
         self.zeroed = 0  # when its gradients were dropped last
         self.group_lines: list[Line | None] = []

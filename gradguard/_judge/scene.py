@@ -1,5 +1,6 @@
 """What all checks share: the clock, the modules and optimizers seen, and the ledger."""
 
+from gradguard._core.state import is_grad_enabled, is_inference_mode_enabled
 from gradguard._judge.ledger import Ledger
 from gradguard._judge.modules import Modules, Optimizers
 
@@ -23,3 +24,8 @@ class Scene:
         """Return a time later than all before."""
         self.clock += 1
         return self.clock
+
+
+def is_recording() -> bool:
+    """Tell whether operations are recorded in this thread."""
+    return is_grad_enabled() and not is_inference_mode_enabled()

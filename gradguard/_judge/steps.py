@@ -32,15 +32,16 @@ class _AtLine:
     def is_fault(self) -> bool:
         return self.empty > 0 and self.good * _SHARE < self.good + self.empty
 
-    @property
-    def is_known_early(self) -> bool:
-        return self.is_fault and self.empty >= (2 if self.certain else _PATIENCE)
+    def is_known_early(self, patience: int) -> bool:
+        enough = 1 if self.closure else 2 if self.certain else patience
+        return self.is_fault and self.empty >= enough
 
 
 class EmptySteps:
     """Counts good and empty steps by optimizer and line, and says why they are empty."""
 
     def __init__(self, scene: Scene) -> None:
+        self.patience = _PATIENCE
         self._scene = scene
         self._lines: dict[tuple[int, Line], _AtLine] = {}
         self._told: set[tuple[int, Line]] = set()
@@ -63,10 +64,10 @@ class EmptySteps:
         known = self._lines.setdefault(key, _AtLine(held))
         known.empty += 1
         known.closure = known.closure or closure
-        known.certain = known.certain or why in (texts.DROPPED, texts.FOREIGN)
+        known.certain = known.certain or why in (texts.DROPPED, texts.FOREIGN, texts.UNRECORDED)
         known.why, known.trainable = known.why or why, len(trainable)
         known.first = known.first or self._scene.steps
-        if known.is_known_early:
+        if known.is_known_early(self.patience):
             self._tell(key, known)
 
     def finish(self) -> None:
@@ -89,7 +90,8 @@ class EmptySteps:
         ran = [(m, seen) for m, seen in scene.modules.ran() if ids & _own(m)]
         if not ran:
             return texts.FOREIGN if self._others_learn(ids) else None
-        if max(held.zeroed, scene.zeroed_at) > scene.backward_at > held.last:
+        dropped = max(held.zeroed, scene.zeroed_at) > scene.backward_at > held.last
+        if dropped or held.accumulated > held.last:
             return texts.DROPPED
         if scene.backward_at > held.last:
             return texts.UNREACHED

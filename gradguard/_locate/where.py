@@ -16,6 +16,7 @@ from gradguard._locate.autograd_frames import forwards, function_forward
 from gradguard._locate.enclosing import Block, blocks_in
 from gradguard._locate.torch_frames import origin_of
 from gradguard._locate.where_text import describe, describe_inside, failed
+from gradguard._trace.recorder import last_switch as last_switch  # noqa: PLC0414 (for mypy)
 from gradguard._trace.recorder import recorded_origin
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """The mode of this thread, where no block, decorator or call that is still open made it."""
 
+import re
 import sys
 from types import CodeType
 
@@ -10,6 +11,7 @@ from gradguard._judge.lines import Line
 from gradguard._trace import recorder
 from gradguard._trace.switch import RecordedSwitch, lineno_of
 
+_CONSTANT = re.compile(r"set_grad_enabled\(\s*(?:mode\s*=\s*)?False\s*\)|__enter__")
 _RECORDING = GradState(grad_enabled=True, inference_mode=False)
 
 
@@ -32,7 +34,10 @@ def left() -> Left | None:
         return None
     if record.library_code is not None:
         return None  # a library's own business: it switches back in a place of its own
-    return Left(state, _line(record), record.number, returned=record.code not in running)
+    line = _line(record)
+    constant = _CONSTANT.search(line.source or "") is not None
+    returned = record.code not in running
+    return Left(state, line, record.number, returned=returned, constant=constant)
 
 
 def _running() -> set[CodeType]:

@@ -18,7 +18,7 @@ from gradguard._core.frames import Line, frames_of
 from gradguard._core.places import written
 from gradguard._trace.causes import cause_of, holder_of
 from gradguard._trace.open_switches import Cause, OpenSwitches, Role
-from gradguard._trace.switch import RecordedSwitch
+from gradguard._trace.switch import RecordedSwitch, Switch
 
 if TYPE_CHECKING:
     from gradguard._core.state import GradState
@@ -98,6 +98,12 @@ def snapshot(items: Collection[T]) -> list[T]:
             return list(items)
         except RuntimeError:  # noqa: PERF203 (one was added meanwhile)
             continue
+
+
+def last_switch(state: "GradState") -> Switch | None:
+    """Return the call that switched this thread to `state` and was not taken back, if traced."""
+    record = None if current is None else current.thread.opened.last()
+    return None if record is None or record.after != state else record.switch
 
 
 def recorded_origin(state: "GradState") -> str | None:

@@ -1,37 +1,49 @@
 """The watch over serving: forwards that record a graph, or run in train mode."""
 
-from threading import Lock
-from typing import Any
+from collections.abc import Collection
+from types import FrameType
 
 from torch import nn
 
-from gradguard._core.frames import user_frame
-from gradguard._core.state import is_dynamo_compiling
+from gradguard._findings.finding import Finding
 from gradguard._graph.parameters import check_module
 from gradguard._graph.tensors import tensors
+from gradguard._judge.scene import is_recording
+from gradguard._judge.serving import Serving
 from gradguard._watch import texts
+from gradguard._watch.hooks import Hook, Method, Running
 from gradguard._watch.watch import OnViolation, Watch
 
 
-def watch_inference(model: nn.Module, *, on_violation: OnViolation = "warn") -> "InferenceWatch":
+def watch_inference(
+    model: nn.Module,
+    *,
+    name: str | None = None,
+    methods: Collection[str] = ("forward",),
+    on_violation: OnViolation = "warn",
+) -> "InferenceWatch":
     """Tell of each forward that records a graph or runs in train mode, until it is removed.
 
-    At most one violation a forward; with ``"warn"`` each calling line is told once. A graph is
-    seen by what the forward returns: one that is dropped inside is not. What Dynamo inlines is not
-    checked: watch the compiled module itself, whose calls are.
+    In train mode means with a Dropout or BatchNorm acting. At most one violation a forward; each
+    calling line is told once. A graph is seen by what the forward returns: one that is dropped
+    inside is not, and a model whose forward differentiates (forces of an energy) is let record.
+    What Dynamo inlines is not checked: watch the compiled module itself, whose calls are.
 
     Args:
         model: the module that serves, or its `torch.compile` or parallel wrapper.
+        name: what its messages and report call it, by default ``"watch_inference"``.
+        methods: which methods are watched; one string is one method.
         on_violation: ``"warn"`` with a `GradModeWarning` at the calling line, ``"raise"`` a
-            `GradModeError` out of the forward, or a callable that is given the error.
+            `GradModeError` out of the forward, or a callable that is given the error, once for each
+            line and kind; what it raises is logged, so that no request breaks.
 
     Returns:
-        A handle: a context manager with ``remove()``, ``report()`` and the ints ``forwards`` and
-        ``violations``.
+        A handle: a context manager with ``remove()``, ``report()``, ``findings`` and the ints
+        ``forwards`` and ``violations``.
 
     Raises:
-        TypeError: the model is no module.
-        ValueError: `on_violation` is none of the above.
+        TypeError: the model is no module, or `methods` are no names.
+        ValueError: `on_violation` is none of the above, or the model has no such method.
 
     >>> import torch
     >>> from gradguard import inference_mode, watch_inference
@@ -40,72 +52,61 @@ def watch_inference(model: nn.Module, *, on_violation: OnViolation = "warn") -> 
     ...     with inference_mode():
     ...         _ = model(torch.ones(1, 2))
     ...     _ = model(torch.ones(1, 2))
-    >>> watch.forwards, watch.violations
-    (2, 1)
+    >>> watch.forwards, watch.violations, [finding.kind for finding in watch.findings]
+    (2, 1, ['recorded-eval'])
 
     Source: `torch.nn.Module.register_forward_hook`.
     """
-    return InferenceWatch(model, on_violation)
+    chosen = (methods,) if isinstance(methods, str) else tuple(methods)
+    wrong = [each for each in chosen if type(each) is not str]  # pyright: ignore[reportUnnecessaryIsInstance]
+    if wrong or not chosen:
+        raise TypeError(texts.bad_methods(repr(methods)))
+    return InferenceWatch(model, name or "watch_inference", chosen, on_violation)
 
 
 class InferenceWatch(Watch):
     """What `watch_inference` returns."""
 
-    def __init__(self, model: nn.Module, on_violation: OnViolation) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, methods: Collection[str], on_violation: OnViolation
+    ) -> None:
         super().__init__(on_violation)
         check_module(model, "watch_inference")
+        for method in methods:
+            if not callable(getattr(model, method, None)):
+                raise ValueError(texts.no_method(type(model).__name__, method))  # noqa: TRY004 (a name)
+        self.name = name
         self.forwards = 0
-        self.violations = 0
-        self._lines: dict[str, None] = {}  # an ordered set
-        self._lock = Lock()
-        self._hooks.append(model.register_forward_hook(_Hook(self)))
+        self._serving = Serving(self._new, self._again)
+        self._running = Running()
+        for method in methods:
+            if method == "forward":
+                self._hooks.append(model.register_forward_hook(Hook(self._returned)))
+            else:
+                self._hooks.append(Method(model, method, self._running, self._returned))
+
+    @property
+    def violations(self) -> int:
+        """How many forwards were wrong."""
+        return self._serving.violations
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found so far, each kind and line once."""
+        return self._serving.ledger.findings()
 
     def report(self) -> str:
         """Return how many forwards were seen, how many were wrong, and from which lines."""
-        return texts.inference_report(self.forwards, self.violations, list(self._lines))
+        return texts.inference_report(self.name, self.forwards, self.violations, self.findings)
 
-    def seen(self, module: nn.Module, output: object) -> None:
+    def _returned(self, module: nn.Module, frame: FrameType, output: object) -> None:
         """Check one forward."""
         __tracebackhide__ = True
-        recorded = any(tensor.requires_grad for _, tensor in tensors(output))
+        if self._running.depth:
+            return
+        recording = is_recording()
+        recorded = recording and any(tensor.requires_grad for _, tensor in tensors(output))
         with self._lock:
             self.forwards += 1
-            self.violations += recorded or module.training
-        kind = type(module).__name__
-        if recorded:
-            self._tell(texts.recorded_forward(kind, module.training))
-        elif module.training:
-            self._tell(texts.train_mode_forward(kind))
-
-    def _tell(self, message: str) -> None:
-        __tracebackhide__ = True
-        frame = user_frame()
-        line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        with self._lock:
-            known = line in self._lines
-            self._lines[line] = None
-        if self.on_violation != "warn" or not known:
-            self.violated(message)
-
-
-class _Hook:
-    """The forward hook; a copy or a pickle of the module takes none along."""
-
-    def __init__(self, watch: InferenceWatch) -> None:
-        self._watch = watch
-
-    def __call__(self, module: nn.Module, _: object, output: object) -> None:
-        __tracebackhide__ = True
-        if not is_dynamo_compiling():
-            self._watch.seen(module, output)
-
-    def __reduce__(self) -> Any:
-        return _no_hook, ()
-
-
-def _no_hook() -> Any:
-    return _unwatched
-
-
-def _unwatched(module: nn.Module, args: object, output: object) -> None:
-    """What a copied module has in the hook's place."""
+            self._serving.forward(module, frame, recorded=recorded)
+        self._tell()

@@ -1,63 +1,69 @@
-"""The watch over training: checks at each optimizer step, through torch's own hooks."""
+"""The watch over training: forwards and optimizer steps, through torch's own hooks."""
 
-import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
 
-from gradguard._core.frames import outwards
-from gradguard._core.state import GradState, grad_state, is_dynamo_compiling
-from gradguard._graph.parameters import Named, matcher, parameters_of
-from gradguard._locate.enclosing import Block
-from gradguard._locate.where import decisive, enclosing, where
+from gradguard._core.state import is_dynamo_compiling
+from gradguard._findings.finding import Finding
+from gradguard._graph.parameters import matcher, parameters_of
 from gradguard._watch import texts
-from gradguard._watch.trained import Trained
+from gradguard._watch.feeder import Feeder
 from gradguard._watch.watch import OnViolation, Watch
 
-if TYPE_CHECKING:
-    from types import CodeType
+Models: TypeAlias = "nn.Module | Sequence[nn.Module]"
+Optimizers: TypeAlias = "Optimizer | Sequence[Optimizer]"
+
+_watches: dict[tuple[int, ...], "weakref.ref[TrainingWatch]"] = {}
 
 
 def watch_training(
-    model: nn.Module,
-    optimizer: Optimizer,
+    model: Models,
+    optimizer: Optimizers,
     *,
     allow: Iterable[str] = (),
     patience: int = 1,
     on_violation: OnViolation = "raise",
 ) -> "TrainingWatch":
-    """Check at each ``optimizer.step()`` that it can train the model, until the watch is removed.
+    """Check at each forward and ``optimizer.step()`` that it trains the model.
 
-    Found are: a step for which no parameter has a gradient; a trainable parameter without one for
-    `patience` steps in a row; inference tensors among parameters, buffers or optimizer state; the
-    model (not its submodules) in eval mode though it was in train mode when the watch began; and a
-    mode that was *left* other than when the watch began. A step inside a ``with``, decorator or
-    guard that is still open is harmless, and so are rollouts and validation between the steps.
+    Found are, as by ``gradguard run`` and in the same words: a mode that was *left* switched, at
+    the next forward in train mode; steps for which no parameter has a gradient; a trainable
+    parameter without one for `patience` steps in a row although its module ran; inference tensors
+    among parameters, buffers or optimizer state; parameters that were replaced since the optimizer
+    was made; frozen ones that move; the model in eval mode though it was in train mode before; and
+    graphs of earlier steps that stay alive. A step or forward inside a ``with``, decorator or guard
+    that is still open is harmless, and so are rollouts and validation between the steps, and a
+    first step for a scheduler.
 
     No gradient means that ``grad`` is None: gradients zeroed in place, or stale ones, cannot be
     told from new ones. Parameters with no elements, and those that the optimizer does not hold,
     are left out; a step that `torch.compile` has compiled is not seen. With a closure the checks
     run after the step, without one before the update. Works under any loop (plain, Lightning,
     transformers, accelerate, ignite), with gradient accumulation, a GradScaler that skips steps,
-    and parameter groups added later; for several optimizers, make one watch for each.
+    and parameter groups added later. A second watch of the same models and optimizers replaces the
+    first, so that a notebook's cell can be run again.
 
     Args:
-        model: the model, or its `torch.compile`, DataParallel or DistributedDataParallel wrapper.
-        optimizer: the optimizer, or a wrapper that holds it as ``.optimizer``.
+        model: the model, or its `torch.compile`, DataParallel or DistributedDataParallel wrapper;
+            or several, as a tuple.
+        optimizer: the optimizer, or a wrapper that holds it as ``.optimizer``; or several.
         allow: globs on the names of parameters that need no gradient.
         patience: how many steps in a row a parameter may be without a gradient, at least 1.
-        on_violation: ``"raise"`` a `GradModeError` out of ``step()``, ``"warn"`` with a
-            `GradModeWarning` at the line of the step, or a callable that is given the error.
+        on_violation: ``"raise"`` a `GradModeError` out of the forward or the step, ``"warn"`` with
+            a `GradModeWarning` at their line, or a callable that is given the error, once for each
+            line and kind. Notices, which may be meant, are never raised.
 
     Returns:
-        A handle: a context manager with ``remove()``, ``report()`` and the int ``steps``.
+        A handle: a context manager with ``remove()``, ``report()``, ``findings`` and the ints
+        ``steps`` and ``forwards``.
 
     Raises:
         TypeError: the model is no module, or the optimizer no optimizer.
-        ValueError: the model has no parameters, the optimizer holds none of them, a glob matches
+        ValueError: the model has no parameters, an optimizer holds none of them, a glob matches
             nothing, or `patience` or `on_violation` is none of the above.
 
     >>> import torch
@@ -73,16 +79,22 @@ def watch_training(
     Source: `torch.optim.Optimizer.register_step_pre_hook`; an optimizer skips parameters whose
     ``grad`` is None without a word.
     """
-    return TrainingWatch(model, optimizer, tuple(allow), patience, on_violation)
+    models = (model,) if isinstance(model, nn.Module) or not _is_several(model) else tuple(model)
+    given: Any = optimizer
+    optimizers = tuple(given) if _is_several(given) else (given,)
+    globs = (allow,) if isinstance(allow, str) else tuple(allow)
+    return TrainingWatch(models, tuple(map(_innermost, optimizers)), globs, patience, on_violation)
 
 
 class TrainingWatch(Watch):
     """What `watch_training` returns."""
 
+    name = "watch_training"
+
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
+        models: tuple[nn.Module, ...],
+        optimizers: tuple[Optimizer, ...],
         allow: tuple[str, ...],
         patience: int,
         on_violation: OnViolation,
@@ -90,103 +102,65 @@ class TrainingWatch(Watch):
         super().__init__(on_violation)
         if type(patience) is not int or patience < 1:
             raise ValueError(texts.bad_patience(repr(patience)))
-        self.steps = 0
-        self._model = model
-        self._patience = patience
-        self._allowed = matcher(parameters_of(model, "watch_training"), allow, "allow")
-        self._found: Counter[str] = Counter()
-        self._missing: dict[int, int] = {}  # by id: steps in a row without a gradient
-        self._open_in: list[tuple[CodeType, int]] = []  # where a step is known to be harmless
-        self._began = grad_state()
-        self._began_training = model.training
-        self._optimizer = _innermost(optimizer)
-        self._trained = Trained(model, self._optimizer, "watch_training")
-        if not self._trained.parameters:
-            names = (type(self._optimizer).__name__, type(model).__name__)
-            raise ValueError(texts.foreign_optimizer(*names))
-        self._hooks += [
-            self._optimizer.register_step_pre_hook(self._before),
-            self._optimizer.register_step_post_hook(self._after),
-        ]
+        if not models or not optimizers:
+            raise ValueError(texts.empty("optimizers" if models else "models"))
+        named = [one for each in models for one in parameters_of(each, "watch_training")]
+        allowed = matcher(named, allow, "allow")
+        _check_owners(models, optimizers)
+        _replace((*models, *optimizers), self)
+        self._feeder = Feeder(
+            models,
+            optimizers,
+            {id(one.parameter) for one in named if allowed(one)},
+            patience,
+            (self._new, self._again),
+        )
+        self._hooks += self._feeder.hooks(self._tell)
+        for each in optimizers:
+            self._hooks.append(each.register_step_pre_hook(self._before))
+            self._hooks.append(each.register_step_post_hook(self._after))
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps were seen."""
+        return self._feeder.judge.scene.steps
+
+    @property
+    def forwards(self) -> int:
+        """How many forwards of the models were seen."""
+        return self._feeder.judge.scene.forwards
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found so far, each kind and line once."""
+        return self._feeder.judge.ledger.findings()
 
     def report(self) -> str:
-        """Return how many steps were seen, and how many of each kind were wrong."""
-        return texts.training_report(self.steps, self._found)
+        """Return how many steps were seen, and what was found."""
+        return texts.training_report(self.steps, self.forwards, self.findings)
 
-    def _before(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def remove(self) -> None:
+        """Take every hook of this watch off; calling it again does nothing."""
+        if self._hooks:
+            super().remove()
+            self._feeder.finish()
+            self._waiting.clear()  # it stands in the findings: too late to raise
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True
-        if not is_dynamo_compiling() and not _has_closure(args, kwargs):
-            self._check()
+        if not is_dynamo_compiling():
+            self._feeder.before_step(optimizer, closure=_has_closure(args, kwargs))
+            self._tell()
 
-    def _after(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True
-        if not is_dynamo_compiling() and _has_closure(args, kwargs):
-            self._check()
-
-    def _check(self) -> None:
-        __tracebackhide__ = True
-        self.steps += 1
-        messages = dict(self._violations())
-        self._found.update(messages.keys())
-        if messages:
-            self.violated("\n\n".join(messages.values()))
-
-    def _violations(self) -> Iterator[tuple[str, str]]:
-        """The kinds found at this step, each with its message."""
-        watched = self._trained.step()
-        inference = self._trained.inference_tensors()
-        if inference:
-            every = [one.names for one in watched]
-            yield "inference", texts.inference(self.steps, every, inference)
-        yield from self._without_gradient(watched)
-        if self._began_training and not self._model.training:
-            yield "eval", texts.eval_mode(self.steps, type(self._model).__name__)
-        state = grad_state()
-        if state != self._began and not self._is_open(state):
-            wanted, now = _said(self._began), _said(state)
-            yield "mode", texts.mode_left(self.steps, wanted, now, where(state))
-
-    def _is_open(self, state: GradState) -> bool:
-        """Whether a block, decorator or backward pass that is still open made the mode `state`."""
-        stack = [(frame.f_code, frame.f_lasti) for frame in outwards(sys._getframe(1))]  # noqa: SLF001
-        if stack == self._open_in:  # a loop that steps inside no_grad comes here each time
-            return True
-        block = decisive(enclosing(), state)
-        if block is None or not block.certain:
-            return False
-        if _is_literal(block):
-            self._open_in = stack
-        return True
-
-    def _without_gradient(self, watched: list[Named]) -> Iterator[tuple[str, str]]:
-        missing = self._missing_of(watched)
-        if any(id(one.parameter) not in self._missing for one in missing):
-            missing = self._missing_of(watched := self._trained.refreshed())  # names may be old
-        if self._trained.stale:
-            yield "stale", texts.stale(self.steps, self._trained.stale)
-        self._missing = {
-            id(one.parameter): self._missing.get(id(one.parameter), 0) + 1 for one in missing
-        }
-        trainable = [one for one in watched if self._counts(one)] if missing else []
-        if missing and len(missing) == len(trainable):
-            yield "empty", texts.empty_step(self.steps, len(missing))
-            return
-        late = [one.names for one in missing if self._missing[id(one.parameter)] >= self._patience]
-        if late:
-            every = [one.names for one in trainable]
-            yield "missing", texts.no_gradient(self.steps, every, late, self._patience)
-
-    def _missing_of(self, watched: list[Named]) -> list[Named]:
-        return [one for one in watched if one.parameter.grad is None and self._counts(one)]
-
-    def _counts(self, one: Named) -> bool:
-        return one.can_learn and not self._allowed(one)
+        if not is_dynamo_compiling():
+            self._feeder.after_step(optimizer, closure=_has_closure(args, kwargs))
+            self._tell()
 
 
-def _is_literal(block: Block) -> bool:
-    """Whether the same place means the same guard: a decorator, or one called in the ``with``."""
-    guard = block.kind.partition("(")[0].rpartition(".")[2]
-    return block.how == "decorator" or f"{guard}(" in (block.source or "")
+def _is_several(value: object) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -204,7 +178,26 @@ def _innermost(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def _said(state: GradState) -> str:
-    if state.inference_mode:
-        return "inference mode"
-    return "grad on" if state.grad_enabled else "grad off"
+def _check_owners(models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    ours = {id(p) for model in models for p in model.parameters()}
+    for optimizer in optimizers:
+        held = (p for group in optimizer.param_groups for p in group["params"])
+        if not any(id(p) in ours for p in held):
+            names = " and ".join(type(model).__name__ for model in models)
+            raise ValueError(texts.foreign_optimizer(type(optimizer).__name__, names))
+
+
+def _replace(watched: Sequence[object], new: TrainingWatch) -> None:
+    """End an earlier watch of the very same models and optimizers."""
+    key = tuple(map(id, watched))
+    old = _watches.pop(key, None)
+    before = None if old is None else old()
+    if before is not None:
+        before.remove()
+    _watches[key] = weakref.ref(new, lambda _: _forget(key))
+
+
+def _forget(key: tuple[int, ...]) -> None:
+    known = _watches.get(key)
+    if known is not None and known() is None:
+        del _watches[key]

@@ -1,18 +1,25 @@
-"""What both watches are: a handle over hooks, and what becomes of a violation."""
+"""What both watches are: a handle over hooks, and what becomes of a finding."""
 
+import logging
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from typing_extensions import Self
 
+from gradguard._core.places import place
+from gradguard._core.text import one_line
 from gradguard._core.warning import warn
 from gradguard._errors import GradModeError, GradModeWarning
+from gradguard._findings.finding import Finding
+from gradguard._graph.listing import Section, entries
 from gradguard._watch.texts import bad_on_violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 OnViolation: TypeAlias = "Literal['raise', 'warn'] | Callable[[GradModeError], object]"
+_LOGGER = logging.getLogger("gradguard")
 
 
 class Removable(Protocol):
@@ -24,11 +31,15 @@ class Removable(Protocol):
 class Watch:
     """The handle of a watch: a context manager that removes the hooks at its end."""
 
+    name = "watch"
+
     def __init__(self, on_violation: OnViolation) -> None:
         if on_violation not in ("raise", "warn") and not callable(on_violation):
             raise ValueError(bad_on_violation(repr(on_violation)))
         self.on_violation = on_violation
         self._hooks: list[Removable] = []
+        self._waiting: list[tuple[Finding, bool]] = []
+        self._lock = Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -50,12 +61,51 @@ class Watch:
         """Return what was seen so far, as text."""
         raise NotImplementedError
 
-    def violated(self, message: str) -> None:
-        """Raise, warn at the user's line, or hand over the error, as the user has chosen."""
+    def _new(self, finding: Finding) -> None:
+        self._waiting.append((finding, True))
+
+    def _again(self, finding: Finding) -> None:
+        self._waiting.append((finding, False))
+
+    def _tell(self) -> None:
+        """Raise, warn at the user's line, or hand over what was found, as the user has chosen."""
         __tracebackhide__ = True
-        if self.on_violation == "raise":
-            raise GradModeError(message)
-        if self.on_violation == "warn":
-            warn(message, GradModeWarning)
-        elif callable(self.on_violation):
-            self.on_violation(GradModeError(message))
+        with self._lock:
+            found, self._waiting = self._waiting, []
+        if callable(self.on_violation):
+            for finding, new in found:
+                if new:
+                    self._call(self.on_violation, finding)
+        elif self.on_violation == "warn":
+            for finding, new in found:
+                if new:
+                    warn(self._text(finding), GradModeWarning)
+        else:
+            # A notice is true and often meant: it stands in `findings` and the log.
+            faults = [finding for finding, _ in found if finding.severity == "fault"]
+            if faults:
+                raise self._error(faults)
+
+    def _call(self, on_violation: "Callable[[GradModeError], object]", finding: Finding) -> None:
+        try:
+            on_violation(self._error([finding]))
+        except Exception:
+            # What watches a server must not break its requests; who wrote it reads the log.
+            _LOGGER.exception("%s: on_violation raised for %s", self.name, finding.kind)
+
+    def _error(self, findings: list[Finding]) -> GradModeError:
+        error = GradModeError("\n\n".join(map(self._text, findings)))
+        error.finding = findings[0]
+        return error
+
+    def _text(self, finding: Finding) -> str:
+        step = "" if finding.first_step is None else f", at optimizer step {finding.first_step}"
+        lines = [f"{self.name}{step}: {finding.message}"]
+        if finding.filename is not None:
+            source = one_line(finding.source or "(source not available)")
+            lines.append(f"At {place(finding.filename, finding.lineno or 0)}: {source}")
+        if finding.parameters:
+            names = [(name,) for name in finding.parameters]
+            lines.append("Parameters:")
+            lines += [f"  {row}" for row in entries(Section("", names, names, ""))]
+        return "\n".join(lines)

@@ -19,7 +19,7 @@ def test_a_recording_forward_is_told_at_its_line():
         model(torch.ones(1, 2))
     assert caught[0].filename == __file__
     assert "recorded a graph" in str(caught[0].message)
-    assert "gradguard.inference_mode()" in str(caught[0].message)
+    assert "`with torch.inference_mode():`" in str(caught[0].message)
     assert (watch.forwards, watch.violations) == (1, 1)
 
 
@@ -41,7 +41,7 @@ def test_one_violation_a_forward():
     with watch_inference(model, on_violation=found.append) as watch:
         model(torch.ones(1, 2))
     assert (watch.forwards, watch.violations, len(found)) == (1, 1, 1)
-    assert "with the module in train mode" in str(found[0])
+    assert (found[0].finding.kind, found[0].finding.severity) == ("recorded-eval", "fault")
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, gradguard.inference_mode])
@@ -130,3 +130,73 @@ def test_bad_arguments_fail_at_the_call(model, choice, error, said):
     """Each bad argument is a clear error at the call."""
     with pytest.raises(error, match=said):
         watch_inference(model, on_violation=choice)
+
+
+def test_train_mode_without_effect():
+    """A model whose forward is the same in both modes may stay in train mode."""
+    model = nn.Linear(2, 1)
+    with watch_inference(model, on_violation="raise") as watch, torch.no_grad():
+        model(torch.ones(1, 2))
+    assert watch.violations == 0
+
+
+class Clip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(2, 1)
+
+    def encode(self, x):
+        return self.embed(x)
+
+
+def test_a_method_is_watched():
+    """A method beside forward is watched, and named by its caller; copies take no watch along."""
+    model = Clip().eval()
+    found = []
+    with watch_inference(model, name="clip", methods="encode", on_violation=found.append) as watch:
+        for _ in range(2):
+            model.encode(torch.ones(1, 2))  # call
+        copied = copy.deepcopy(model)
+        copied.encode(torch.ones(1, 2))
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        torch.load(file, weights_only=False).encode(torch.ones(1, 2))
+    assert (watch.forwards, watch.violations, len(found)) == (2, 2, 1)
+    assert copied.encode.__self__ is copied
+    assert found[0].finding.source.endswith("# call")
+    assert str(found[0]).startswith("clip: ")
+    assert "encode" not in vars(model)
+
+
+class Forces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+
+    def forward(self, x):
+        x = x.requires_grad_()
+        energy = self.net(x).sum()
+        (slope,) = torch.autograd.grad(energy, x, create_graph=True)
+        return energy, -slope
+
+
+def test_a_forward_that_differentiates_may_record():
+    """An energy model needs its graph: the advice of no_grad would break it."""
+    model = Forces().eval()
+    with watch_inference(model, on_violation="raise") as watch:
+        model(torch.ones(2, 3))
+    assert watch.violations == 0
+
+
+def test_a_callable_that_raises_breaks_no_request(caplog):
+    """What on_violation raises is logged and goes no further."""
+
+    def broken(error):
+        raise OSError(error)
+
+    model = nn.Linear(2, 1).eval()
+    with watch_inference(model, on_violation=broken) as watch:
+        model(torch.ones(1, 2))
+    assert watch.violations == 1
+    assert any(record.exc_info for record in caplog.records)

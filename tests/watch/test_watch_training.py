@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import gc
 import sys
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -12,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradguard
 from gradguard import GradModeError, GradModeWarning, watch_training
-from gradguard._watch import trained as _trained
-from gradguard._watch import training as _watch_training
+from gradguard._watch import left as _left
 
 
 def make(**options):
@@ -41,17 +42,41 @@ def test_healthy_steps_are_silent():
     assert watch.report() == "watch_training: 3 optimizer steps, nothing found"
 
 
-def test_a_step_without_any_gradient():
-    """A step after no backward is reported before the update, with usual causes and a fix."""
-    model, optimizer, _ = make()
-    before = copy.deepcopy(model.state_dict())
+def test_steps_whose_gradients_were_dropped():
+    """zero_grad between backward and step is found at the second such step, before the update."""
+    model, optimizer, watch = make()
     with pytest.raises(GradModeError) as caught:
-        optimizer.step()
+        for _ in range(3):
+            backward(model)
+            before = copy.deepcopy(list(model.parameters()))
+            optimizer.zero_grad()
+            optimizer.step()
     text = str(caught.value)
-    assert "watch_training, at optimizer step 1: none of the 6 trainable parameters" in text
-    assert "Usual causes:" in text
-    assert "To do: call backward() on a loss first." in text
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert text.startswith("watch_training, at optimizer step 1: A step of AdamW in which none of")
+    assert "none of its 6 trainable parameters has a gradient" in text
+    assert "zero_grad() was called between backward() and step()" in text
+    assert "To do: call zero_grad() before backward()" in text
+    assert caught.value.finding.kind == "empty-step"
+    assert watch.steps == 2
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_steps_without_a_backward():
+    """Steps with no backward before are found at the fourth in a row."""
+    model, optimizer, watch = make()
+    with pytest.raises(GradModeError, match=r"No backward\(\) came before it"):
+        for _ in range(6):
+            model(torch.randn(4, 2))
+            optimizer.step()
+    assert watch.steps == watch.findings[0].count == 4
+
+
+def test_a_first_step_for_a_scheduler():
+    """A step before the first forward, for a scheduler, is no finding."""
+    model, optimizer, watch = make()
+    optimizer.step()
+    step(model, optimizer)
+    assert watch.findings == []
 
 
 def test_a_parameter_without_gradient_is_named():
@@ -59,8 +84,9 @@ def test_a_parameter_without_gradient_is_named():
     model, optimizer, _ = make()
     backward(model)
     model[2].bias.grad = None
-    with pytest.raises(GradModeError, match=r"No gradient \(1\):\n  2\.bias\n"):
+    with pytest.raises(GradModeError, match=r"Parameters:\n  2\.bias$") as caught:
         optimizer.step()
+    assert caught.value.finding.parameters == ("2.bias",)
 
 
 def test_patience_counts_steps_in_a_row():
@@ -74,7 +100,7 @@ def test_patience_counts_steps_in_a_row():
         optimizer.step()
     backward(model)
     model[2].bias.grad = None
-    with pytest.raises(GradModeError, match="without a gradient in 3 steps in a row"):
+    with pytest.raises(GradModeError, match=r"never had a gradient in 3 steps(.|\n)*  2\.bias"):
         optimizer.step()
 
 
@@ -95,21 +121,25 @@ def inference_linear():
 
 
 def test_inference_tensors_are_named():
-    """Parameters, buffers and optimizer state born in inference mode are named by kind."""
-    model, optimizer, _ = make()
-    backward(model)
+    """Parameters, buffers and optimizer state created in inference mode are named by kind."""
+    found = []
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     with torch.inference_mode():
+        model[2].weight = nn.Parameter(torch.ones(1, 3))
         model[1].running_mean = torch.zeros(3)
         optimizer.state[model[0].weight]["extra"] = torch.zeros(3)
-        model[2].weight = nn.Parameter(torch.ones(1, 3))
     optimizer.add_param_group({"params": [model[2].weight]})
-    with pytest.raises(GradModeError) as caught:
+    watch = watch_training(model, optimizer, on_violation=found.append)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        model(torch.randn(4, 2))
+    model[0].weight.grad = torch.zeros(3, 2)
+    with pytest.raises(KeyError):
         optimizer.step()
-    text = str(caught.value)
-    assert "inference tensors take part in training" in text
-    assert "Among the parameters (1):\n  2.weight\n" in text
-    assert "Among the buffers (1):\n  1.running_mean\n" in text
-    assert "Among the optimizer state (1):\n  0.weight: extra\n" in text
+    assert "Inference tensors among the parameters" in str(found[0])
+    named = {name for one in watch.findings for name in one.parameters}
+    assert {"2.weight", "1.running_mean"} <= named
+    assert any("optimizer state" in str(one) for one in found)
 
 
 def test_eval_mode_of_the_model_itself():
@@ -118,7 +148,7 @@ def test_eval_mode_of_the_model_itself():
     model.eval()
     backward(model)
     with pytest.raises(
-        GradModeError, match=r"Sequential is in eval mode(.|\n)*evaluating\(model\)"
+        GradModeError, match=r"Sequential was left in eval mode(.|\n)*evaluating\(model\)"
     ):
         optimizer.step()
 
@@ -140,18 +170,43 @@ def leave_grad_off():
 
 
 def test_a_mode_that_was_left_is_reported():
-    """A grad mode left off by a function that has returned is reported."""
+    """A grad mode left off by a function that has returned is found at the next train forward."""
     model, optimizer, watch = make(on_violation=(found := []).append)
-    backward(model)
+    step(model, optimizer)
     leave_grad_off()
     try:
-        optimizer.step()
+        model(torch.randn(4, 2))
+        model(torch.randn(4, 2))
     finally:
         torch.set_grad_enabled(True)
-    assert "the mode was left switched: it was grad on" in str(found[0])
-    assert "is grad off" in str(found[0])
-    assert "python -m gradguard run" in str(found[0])
-    assert "steps with the mode left switched: 1" in watch.report()
+    assert len(found) == 2, "once for each line"
+    assert "Grad mode was left off, and training went on in it" in str(found[0])
+    assert "gradguard run SCRIPT" in str(found[0])
+    assert {one.kind for one in watch.findings} == {"mode-leak"}
+
+
+def test_a_traced_switch_is_named():
+    """Under a trace the finding's line is that of the switch."""
+    model, optimizer, watch = make(on_violation="warn")
+    step(model, optimizer)
+    with gradguard.trace():
+        leave_grad_off()
+        try:
+            with pytest.warns(GradModeWarning, match="This line switched it"):
+                model(torch.randn(4, 2))
+        finally:
+            torch.set_grad_enabled(True)
+    assert watch.findings[0].function == "leave_grad_off"
+
+
+@pytest.mark.parametrize("made", [lambda: torch.no_grad(), {"off": torch.no_grad}.__getitem__])
+def test_a_guard_that_cannot_be_read_counts_as_open(made):
+    """A forward inside a `with` whose guard no reader of the source can name is harmless."""
+    model, optimizer, watch = make()
+    step(model, optimizer)
+    with made("off")() if isinstance(made, type({}.get)) else made():
+        model(torch.randn(4, 2))
+    assert watch.findings == []
 
 
 @pytest.mark.parametrize(
@@ -224,7 +279,7 @@ def test_a_closure_is_judged_after_it():
 
     optimizer.step(closure)
     assert watch.steps == 1
-    with pytest.raises(GradModeError, match="none of the 2 trainable parameters"):
+    with pytest.raises(GradModeError, match="none of its 2 trainable parameters"):
         optimizer.step(lambda: torch.ones(()) + 0 * bool(optimizer.zero_grad()))
 
 
@@ -246,7 +301,7 @@ def test_groups_and_modules_added_later_are_watched():
     optimizer.add_param_group({"params": model[3].parameters()})
     backward(model)
     model[3].weight.grad = None
-    with pytest.raises(GradModeError, match=r"\n  3\.weight\n"):
+    with pytest.raises(GradModeError, match=r"\n  3\.weight$"):
         optimizer.step()
 
 
@@ -297,9 +352,10 @@ def test_a_wrapped_optimizer():
 
     model = nn.Linear(2, 1)
     wrapped = Wrapped(torch.optim.SGD(model.parameters(), lr=0.1))
-    watch_training(model, wrapped)
-    with pytest.raises(GradModeError):
-        wrapped.step()
+    watch = watch_training(model, wrapped)
+    backward(model)
+    wrapped.step()
+    assert watch.steps == 1
 
 
 def test_warnings_point_at_the_line_of_the_step():
@@ -307,27 +363,41 @@ def test_warnings_point_at_the_line_of_the_step():
     model, optimizer, watch = make(on_violation="warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        optimizer.step()
-    assert [warning.category for warning in caught] == [GradModeWarning]
+        for _ in range(3):
+            backward(model)
+            model[2].bias.grad = None
+            optimizer.step()
+    assert {warning.category for warning in caught} == {GradModeWarning}
     assert caught[0].filename == __file__
-    assert "steps without any gradient: 1" in watch.report()
-    del model
+    assert f"no-gradient at {__file__}" in watch.report()
+    assert watch.report().startswith("watch_training: 3 optimizer steps\n")
 
 
 def test_remove_leaves_no_hook():
     """After remove(), twice, no hook is left on model, optimizer or torch's global tables."""
+    gc.collect()
+    hooks = torch.nn.modules.module
+    shared = [
+        sys.modules["torch.optim.optimizer"]._global_optimizer_pre_hooks,
+        hooks._global_forward_hooks,
+        hooks._global_parameter_registration_hooks,
+        hooks._global_module_registration_hooks,
+    ]
+    others = sum(map(len, shared))
     model, optimizer, watch = make()
     tables = [
+        *shared,
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
-        sys.modules["torch.optim.optimizer"]._global_optimizer_pre_hooks,
-        torch.nn.modules.module._global_forward_hooks,
         *(module._forward_hooks for module in model.modules()),
+        *(module._forward_pre_hooks for module in model.modules()),
     ]
-    assert sum(map(len, tables)) == 2
+    assert sum(map(len, tables)) - others == 9
+    assert all(p._post_accumulate_grad_hooks for p in (model[0].weight, model[2].bias))
     watch.remove()
     watch.remove()
-    assert sum(map(len, tables)) == 0
+    assert sum(map(len, tables)) == others
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
     optimizer.step()
 
 
@@ -358,89 +428,128 @@ def test_bad_arguments_fail_at_the_call(options, error, said):
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_several_findings_come_in_one_error():
-    """All that is wrong with a step is said at once."""
-    model, optimizer, watch = make(on_violation=(found := []).append)
-    model.eval()
-    optimizer.step()
-    assert len(found) == 1
-    assert "none of the 6" in str(found[0])
-    assert "eval mode" in str(found[0])
-    assert "steps in eval mode: 1" in watch.report()
-
-
 def test_a_layer_replaced_after_the_optimizer_was_made():
-    """Parameters that the optimizer holds and the model has no longer are named as such."""
+    """Where a layer is replaced that the optimizer holds, that line is named, once."""
     model, optimizer, watch = make(on_violation=(found := []).append)
-    model[2] = nn.Linear(3, 1)
+    model[2] = nn.Linear(3, 1)  # replaced
     for _ in range(2):
         step(model, optimizer)
-    assert "holds parameters that are the model's no longer" in str(found[0])
-    assert "2.weight" in str(found[0])
-    assert len(found) == 2
-    assert "steps with parameters that are not the model's: 2" in watch.report()
+    (error,) = found
+    assert error.finding.kind == "stale-parameter"
+    assert error.finding.source.endswith("# replaced")
+    assert error.finding.parameters == ("2.weight", "2.bias")
+    assert watch.findings[0].count == 2
 
 
 def test_the_same_line_under_another_guard_is_looked_at_again():
     """A line that was harmless under a guard held in a variable is judged anew without it."""
     model, optimizer, _ = make()
-    backward(model)
+    step(model, optimizer)
     try:
-        with pytest.raises(GradModeError, match="left switched"):
+        with pytest.raises(GradModeError, match="Grad mode was left off"):
             for guard in (torch.no_grad(), contextlib.nullcontext()):
                 if isinstance(guard, contextlib.nullcontext):
                     leave_grad_off()
                 with guard:
-                    optimizer.step()
+                    model(torch.randn(4, 2))
     finally:
         torch.set_grad_enabled(True)
 
 
 def test_no_step_is_said():
-    """A watch that saw no step says so, rather than that nothing was found."""
-    assert "no optimizer step was seen" in make()[2].report()
+    """A watch that saw no step says so, and how many forwards it saw."""
+    model, _, watch = make()
+    assert "no optimizer step was seen" in watch.report()
+    backward(model)
+    assert "1 forwards and no optimizer step was seen" in watch.report()
 
 
-def test_a_lazy_layer_that_is_born_while_it_is_watched():
-    """A lazy parameter that inference mode has made since the watch began is found at the step."""
+def test_a_lazy_layer_that_inference_mode_makes():
+    """A lazy parameter that inference mode has made since the watch began is found, at its line."""
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch_training(model, optimizer):
         with torch.inference_mode():
+            model(torch.ones(1, 2))  # made
+        with pytest.raises(
+            GradModeError, match=r"Inference tensors(.|\n)*\n  0\.weight\n"
+        ) as caught:
             model(torch.ones(1, 2))
-        backward(model)
-        with pytest.raises(GradModeError, match=r"inference tensors(.|\n)*\n  0\.weight\n"):
-            optimizer.step()
+    assert caught.value.finding.source.endswith("# made")
 
 
 def test_a_harmless_place_is_looked_at_once(monkeypatch):
-    """A loop that steps inside no_grad does not search the stack at each step."""
+    """A loop that predicts inside no_grad does not search the stack at each forward."""
     model, optimizer, _ = make()
     searches = []
-    search = _watch_training.enclosing
-    monkeypatch.setattr(
-        _watch_training, "enclosing", lambda: (searches.append(1), search(sys._getframe(1)))[1]
-    )
+    search = _left.enclosing
+    monkeypatch.setattr(_left, "enclosing", lambda frame: (searches.append(1), search(frame))[1])
+    step(model, optimizer)
     for _ in range(5):
-        backward(model)
         with torch.no_grad():
-            optimizer.step()
+            model(torch.randn(4, 2))
     assert len(searches) == 1
 
 
-def test_a_buffer_of_a_module_added_later_is_found_in_time(monkeypatch):
-    """Modules added since the watch began are looked for again every so many steps."""
-    monkeypatch.setattr(_trained, "_REFRESH", 3)
-    model, optimizer, watch = make()
-    with torch.inference_mode():
-        late = torch.zeros(1)
-    model[2].register_module("late", nn.Module())
-    model[2].late.register_buffer("mean", late)
+def test_a_second_watch_of_the_same_pair_replaces_the_first():
+    """A notebook's cell that is run again leaves one watch, not two."""
+    model, optimizer, first = make()
+    second = watch_training(model, optimizer)
     step(model, optimizer)
-    step(model, optimizer)
-    with pytest.raises(GradModeError, match=r"Among the buffers \(1\):\n  2\.late\.mean\n"):
-        step(model, optimizer)
-    assert watch.steps == 3
+    assert (first.steps, second.steps) == (0, 1)
+
+
+def test_a_watch_ends_with_its_model():
+    """A watch that nobody removed keeps no model alive, and leaves no hook in torch's tables."""
+    gc.collect()
+    table = torch.nn.modules.module._global_parameter_registration_hooks
+    before = len(table)
+    model, optimizer, _ = make()
+    reference = weakref.ref(model)
+    assert len(table) == before + 1
+    del model, optimizer, _
+    gc.collect()
+    assert reference() is None
+    assert len(table) == before
+
+
+def test_several_models_and_optimizers():
+    """A GAN is watched as a tuple of models and one of optimizers."""
+    maker, critic = nn.Linear(2, 2), nn.Linear(2, 1)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (maker, critic)]
+    watch = watch_training((maker, critic), tuple(optimizers))
+    for _ in range(3):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+            critic(maker(torch.ones(1, 2))).sum().backward()
+            optimizer.step()
+    assert watch.findings == []
+    assert (watch.steps, watch.forwards) == (6, 12)
+
+
+def test_a_callable_that_raises_breaks_nothing(caplog):
+    """What on_violation raises is logged, and so is every finding, once."""
+
+    def broken(error):
+        raise OSError(error)
+
+    model, optimizer, _ = make(on_violation=broken)
+    model[2] = nn.Linear(3, 1)
+    with caplog.at_level("INFO", "gradguard"):
+        for _ in range(2):
+            step(model, optimizer)
+    kinds = [record.finding.kind for record in caplog.records if hasattr(record, "finding")]
+    assert kinds == ["stale-parameter"]
+    assert sum(record.exc_info is not None for record in caplog.records) == 1
+
+
+def test_what_is_frozen_and_moves():
+    """A parameter frozen after backward that the step moves all the same is named."""
+    model, optimizer, _ = make()
+    backward(model)
+    model[0].requires_grad_(False)
+    with pytest.raises(GradModeError, match=r"2 frozen parameters(.|\n)*  0\.weight\n  0\.bias"):
+        optimizer.step()
 
 
 def test_a_compiled_step_is_one_graph_and_not_seen():

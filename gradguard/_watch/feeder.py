@@ -1,0 +1,242 @@
+"""What a watch over training sees, told to the judge."""
+
+import sys
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import FrameType
+
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from gradguard._core.frames import outwards
+from gradguard._core.state import is_dynamo_compiling
+from gradguard._findings.finding import Finding
+from gradguard._judge.facts import Forward
+from gradguard._judge.in_a_row import InARow
+from gradguard._judge.judge import Judge
+from gradguard._judge.lines import here
+from gradguard._judge.modules import Held, parameters
+from gradguard._judge.scene import is_recording
+from gradguard._watch.hooks import Hook
+from gradguard._watch.left import LeftModes
+from gradguard._watch.watch import Removable
+
+_PATIENCE = 4  # empty steps: one in four with a gradient is a task's optimizer in turn
+Told = tuple[Callable[[Finding], object], Callable[[Finding], object]]
+
+
+class Feeder:
+    """Feeds a judge with the forwards of some models and the steps of some optimizers."""
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        allowed: Collection[int],
+        patience: int,
+        told: Told,
+    ) -> None:
+        self.judge = Judge(*told)
+        self.judge.steps.patience = _PATIENCE
+        self.judge.leaks.watched = True
+        self._models = tuple(models)
+        scene = self.judge.scene
+        self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed)
+        self._left = LeftModes()
+        self._running: Forward | None = None
+        self._added: list[_FirstCall] = []
+        self._train: dict[int, bool] = {id(model): model.training for model in models}
+        self._stepping: set[int] = set()
+        for model in models:
+            scene.modules.of(model)
+        for optimizer in optimizers:
+            held = scene.optimizers.of(optimizer)
+            held.group_sizes = [len(group["params"]) for group in optimizer.param_groups]
+
+    def hooks(self, tell: Callable[[], None]) -> Iterator[Removable]:
+        """Install the hooks; `tell` is called after each look."""
+
+        def before(module: nn.Module, frame: FrameType, _: object) -> None:
+            __tracebackhide__ = True
+            self._began(module, frame)
+            tell()
+
+        def after(module: nn.Module, _: FrameType, output: object) -> None:
+            __tracebackhide__ = True
+            self._ended(module, output)
+            tell()
+
+        for model in self._models:
+            yield model.register_forward_pre_hook(Hook(before))
+            yield model.register_forward_hook(Hook(after))
+            yield from self._first_calls(model)
+        yield from _registrations(self)
+        yield from self._accumulations()
+
+    def before_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+        """Take a step before its update."""
+        if id(optimizer) in self._stepping:  # a step may call that of a base class
+            return
+        self._stepping.add(id(optimizer))
+        self.judge.before_step(optimizer, closure=closure)
+        if not closure:
+            self._look(optimizer)
+
+    def after_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+        """Take a step after its update."""
+        self._stepping.discard(id(optimizer))
+        self.judge.after_step(optimizer, closure=closure)
+        if closure:
+            self._look(optimizer)
+
+    def finish(self) -> None:
+        """Say what only the end shows."""
+        while self._added:
+            self._added.pop().remove()
+        self.judge.steps.finish()
+        self.judge.graphs.finish(crashed=False)
+
+    def _look(self, optimizer: Optimizer) -> None:
+        scene = self.judge.scene
+        held = scene.optimizers.of(optimizer)
+        if any(p.grad is not None for p in parameters(optimizer)):
+            self._in_a_row.step(optimizer, held)
+        if held.steps & (held.steps - 1) == 0:  # ever more rarely: it is a walk
+            for model in self._models:
+                self.judge.inference.forward(model, here())
+
+    def _began(self, module: nn.Module, frame: FrameType) -> None:
+        if self._running is not None and self._is_inside(module, frame):
+            return
+        recorded = is_recording()
+        forward = self._running = Forward(module, module.training, recorded, frame)
+        if module.training:
+            if self.judge.evals.is_open():
+                self.judge.evals.trained(module)
+        elif self._train[id(module)]:
+            self.judge.evals.seen_in_eval(module, here(frame))
+        self._train[id(module)] = module.training
+        known = self.judge.scene.modules.of(module).known[recorded + 2 * module.training]
+        if not known:
+            known.add(id(module))
+            self.judge.began(forward)
+        if not recorded and module.training:
+            forward.left = self._left.now()
+            self.judge.leaks.unrecorded(forward)
+
+    def _is_inside(self, module: nn.Module, frame: FrameType) -> bool:
+        """Tell whether the forward that was seen last still runs; one that raised has no end."""
+        running = self._running
+        if running is None or running.module is module:
+            return False
+        return any(each is running.frame for each in outwards(frame))
+
+    def _ended(self, module: nn.Module, output: object) -> None:
+        forward = self._running
+        if forward is None or forward.module is not module:
+            return
+        self._running = None
+        if not forward.recorded and not forward.training:
+            forward.left = self._left.now()
+        self.judge.ended(forward, output)
+
+    def _first_calls(self, model: nn.Module) -> Iterator[Removable]:
+        """See, once, where each module with parameters is called; such a hook then goes."""
+        for module in model.modules():
+            if module is not model and (module._parameters or _holds_modules(module)):  # noqa: SLF001 (its own alone)
+                yield _FirstCall(self, module)
+
+    def first_call(self, module: nn.Module, frame: FrameType) -> None:
+        """Take the first call of a module inside a watched one."""
+        if self._running is not None:
+            self.judge.ran_inside(module, self._running, frame)
+        else:
+            recorded = is_recording()
+            self.judge.ran(module, frame, recorded=recorded)
+
+    def _accumulations(self) -> Iterator[Removable]:
+        """See gradients come, so that those that are dropped before the step are known."""
+        reference = weakref.ref(self.judge.scene)  # a tensor's hook keeps alive all that it holds
+
+        def hook(held: Held) -> Callable[[Tensor], None]:
+            def came(_: Tensor) -> None:
+                scene = reference()
+                if scene is not None and not is_dynamo_compiling():
+                    held.accumulated = scene.tick()
+
+            return came
+
+        for optimizer, held in self.judge.scene.optimizers.alive():
+            trainable = [p for p in parameters(optimizer) if p.requires_grad and not is_lazy(p)]
+            for p in {id(p): p for p in (trainable[:1] + trainable[-1:])}.values():
+                yield p.register_post_accumulate_grad_hook(hook(held))
+
+    def parameter_set(
+        self, owner: nn.Module, name: str, new: Tensor | None, frame: FrameType
+    ) -> None:
+        """Take a parameter that is put in its place in any module."""
+        if self._is_watched(owner):
+            self.judge.parameter_set(owner, name, new, frame)
+
+    def module_set(
+        self, owner: nn.Module, name: str, new: nn.Module | None, frame: FrameType
+    ) -> None:
+        """Take a module that is put in its place in another."""
+        if self._is_watched(owner):
+            self.judge.module_set(owner, name, new, frame)
+            if new is not None:
+                self._added += [_FirstCall(self, each) for each in new.modules()]
+
+    def _is_watched(self, owner: nn.Module) -> bool:
+        return any(id(owner) in self.judge.scene.modules.tree(model) for model in self._models)
+
+
+class _FirstCall:
+    """A pre-hook that removes itself when it is called."""
+
+    def __init__(self, feeder: Feeder, module: nn.Module) -> None:
+        self._feeder = feeder
+        self._handle = module.register_forward_pre_hook(Hook(self._called))
+
+    def _called(self, module: nn.Module, frame: FrameType, _: object) -> None:
+        self.remove()
+        self._feeder.first_call(module, frame)
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        self._handle.remove()
+
+
+def _holds_modules(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
+
+
+def _registrations(feeder: Feeder) -> Iterator[Removable]:
+    """See what is put in its place in modules; torch's hooks for that are the process's.
+
+    So they hold the feeder weakly, and go with it: the models must not live for ever.
+    """
+    reference = weakref.ref(feeder)
+
+    def parameter_set(owner: nn.Module, name: str, new: Tensor | None) -> None:
+        alive = reference()
+        if alive is not None and not is_dynamo_compiling():
+            alive.parameter_set(owner, name, new, _caller())
+
+    def module_set(owner: nn.Module, name: str, new: nn.Module | None) -> None:
+        alive = reference()
+        if alive is not None and not is_dynamo_compiling():
+            alive.module_set(owner, name, new, _caller())
+
+    for handle in (
+        module_hooks.register_module_parameter_registration_hook(parameter_set),
+        module_hooks.register_module_module_registration_hook(module_set),
+    ):
+        weakref.finalize(feeder, handle.remove)
+        yield handle
+
+
+def _caller() -> FrameType:
+    return sys._getframe(2)  # noqa: SLF001 - inspect.currentframe may be None
