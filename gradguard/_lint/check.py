@@ -46,16 +46,19 @@ def check_bytes(data: bytes, filename: str, names: Collection[str]) -> Checked:
     """
     try:
         return check_source(parse(decode(data)), filename, names)
-    except UnparsableError as error:
-        finding = Finding(
-            kind=SYNTAX_ERROR,
-            code=_CODES[SYNTAX_ERROR],
-            message=error.message,
-            filename=filename,
-            lineno=error.lineno,
-            column=error.column,
-        )
-        return Checked(filename, [finding], [], [])
+    except RecursionError:
+        error = UnparsableError("This is nested too deeply to be checked: split the expression.")
+    except UnparsableError as unparsable:
+        error = unparsable
+    finding = Finding(
+        kind=SYNTAX_ERROR,
+        code=_CODES[SYNTAX_ERROR],
+        message=error.message,
+        filename=filename,
+        lineno=error.lineno,
+        column=error.column,
+    )
+    return Checked(filename, [finding], [], [])
 
 
 def check_source(

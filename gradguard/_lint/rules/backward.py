@@ -29,6 +29,8 @@ def differentiated(node: ast.Call, *, whole: bool = True) -> ast.Name | None:
         return None
     if node.args and _is_framework(func.value, node.args[0]):
         return _loss_name(node.args[0], whole=whole)
+    if node.args:  # the gradient of an output that is no loss: outputs are kept on purpose
+        return None
     return _loss_name(func.value, whole=whole)
 
 

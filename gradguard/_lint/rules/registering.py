@@ -107,5 +107,6 @@ def _is_registered(cls: ast.ClassDef, name: str) -> bool:
     kept = rf"self\.{re.escape(name)}\b"
     return bool(
         re.search(rf"(?:{_REGISTERING.pattern})\([^\n]*{kept}", text)
+        or re.search(rf"{kept} = [^\n]*(?:{_REGISTERING.pattern})", text)
         or re.search(r"add_module|register_module|setattr\(self|register_parameter", text)
     )
