@@ -3,8 +3,10 @@
 import doctest
 import importlib
 import json
+import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,12 @@ from pathlib import Path
 import pytest
 
 import gradguard
+from gradguard.__main__ import _parser
+from gradguard._findings.config import load_config
+from gradguard._findings.finding import Finding
+from gradguard._findings.formats import render
+from gradguard._findings.kinds import RUN_KINDS
+from gradguard._findings.report import Process, Report, entry
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 README = Path(__file__).parent.parent / "README.md"
@@ -34,6 +42,8 @@ def run_examples(test):
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     """The examples of one module's docstrings run as they stand."""
+    if name.startswith("gradguard.integrations."):
+        pytest.importorskip(name.rpartition(".")[2], reason="the extra `integration`")
     module = importlib.import_module(name)
     for test in doctest.DocTestFinder().find(module, name):
         _, failures = run_examples(test)
@@ -75,10 +85,102 @@ def test_the_first_example_prints_what_the_readme_shows(tmp_path):
     text = README.read_text(encoding="utf-8")
     program, shown = re.findall(r"^```(?:python)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[:2]
     (tmp_path / "train.py").write_text(program, encoding="utf-8")
+    assert printed("python train.py", tmp_path).endswith(shown)
+
+
+def console_blocks():
+    text = README.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [pytest.param(block, id=f"block {at}") for at, block in enumerate(blocks)]
+
+
+def commands(block):
+    """List the commands of a console block, each with what it prints."""
+    parts = re.split(r"^\$ (.*)\n", block, flags=re.MULTILINE)
+    assert parts[0] == ""
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def printed(command, directory):
+    """Return what a command of the README prints, both streams in the order of writing."""
+    name, *arguments = shlex.split(command)
+    run = {
+        "python": [sys.executable],
+        "gradguard": [sys.executable, "-m", "gradguard"],
+        "pytest": [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+    }[name]
     done = subprocess.run(
-        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*run, *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "80"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
-    assert done.stderr.replace(f"{tmp_path}/", "").endswith(shown)
+    return done.stdout.replace(f"{directory}{os.sep}", "")
+
+
+@pytest.mark.parametrize("block", console_blocks())
+def test_readme_console(block, tmp_path):
+    """A console block of the README prints what it shows, from the files that it shows."""
+    for command, shown in commands(block):
+        if command.startswith("cat "):
+            (tmp_path / command.split()[1]).write_text(shown, encoding="utf-8")
+        elif shown:
+            said = printed(command, tmp_path)
+            assert doctest.OutputChecker().check_output(shown, said, OPTIONS), said
+        elif command.startswith("gradguard "):
+            assert _parser().parse_args(shlex.split(command)[1:]).command is not None
+
+
+@pytest.mark.parametrize("name", gradguard.__all__)
+def test_the_readme_names_every_public_name(name):
+    """None is missing where the README says what each does."""
+    text = README.read_text(encoding="utf-8")
+    table = text[text.index("## Every public name") : text.index("## What else there is")]
+    assert f"`{name}`" in table
+
+
+def test_the_readme_names_every_kind():
+    """Each with the sentence of the command's help."""
+    text = README.read_text(encoding="utf-8")
+    assert [name for name in RUN_KINDS if f"| `{name}` | {RUN_KINDS[name]} |" not in text] == []
+
+
+def test_every_report_has_the_documented_fields():
+    """The README's table of the JSON report names what a run and a check write, and no more."""
+    text = README.read_text(encoding="utf-8")
+    table = text[text.index("| field | what it holds |") : text.index("## Guards")]
+    named = set(re.findall(r"`([a-z_]+)`", table))
+    found = entry(Finding(kind="mode-leak", message="", filename="a.py", lineno=1), 7)
+    about = {"script": "a.py", "arguments": [], "exit_code": 0}
+    run = Report(command="run", entries=[found], processes=[Process(7)], about=about)
+    written = set()
+    for report in (run, Report(command="check", entries=[found], files=1)):
+        document = json.loads(render(report, "json"))
+        inner = [document["versions"], document["counts"], *document["findings"]]
+        written |= set(document).union(*inner, *document["processes"])
+    assert written == named
+
+
+def test_the_readmes_configuration_is_valid(tmp_path):
+    """The TOML that it shows is read as it stands."""
+    text = README.read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "pyproject.toml").write_text(block, encoding="utf-8")
+    config = load_config(tmp_path)
+    assert config.strict
+    assert config.ignore
+
+
+def test_the_readme_has_the_two_commands():
+    """Each alone on a line, as the script that checks everything reads them."""
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("pip install -e")] == [
+        "pip install -e '.[dev]' && python -m gradguard demo",
+        "pip install -e '.[dev]' && python -m pytest",
+    ]
 
 
 def test_the_readme_shows_the_figures_of_the_last_run():
