@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gradguard._assertions.mode import assert_no_grad as assert_no_grad
     from gradguard._assertions.parameters import assert_gradients as assert_gradients
     from gradguard._assertions.parameters import assert_parameters_used as assert_parameters_used
-    from gradguard._assertions.parameters import assert_trainable as assert_trainable
+    from gradguard._assertions.trainable import assert_trainable as assert_trainable
     from gradguard._compare.compare_modes import compare_modes as compare_modes
     from gradguard._core.guard_stack import guards as guards
     from gradguard._core.guards import enable_grad as enable_grad
@@ -52,7 +52,7 @@ _MODULE_OF = {
     "assert_inference_mode": "_assertions.mode",
     "assert_no_grad": "_assertions.mode",
     "assert_parameters_used": "_assertions.parameters",
-    "assert_trainable": "_assertions.parameters",
+    "assert_trainable": "_assertions.trainable",
     "carry": "_tasks.carry",
     "compare_modes": "_compare.compare_modes",
     "enable_grad": "_core.guards",

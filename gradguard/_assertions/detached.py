@@ -4,13 +4,14 @@ from collections.abc import Collection, Sequence
 from types import BuiltinFunctionType, CoroutineType, FrameType, FunctionType, ModuleType
 from weakref import ReferenceType
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.optim import Optimizer
 
+from gradguard._assertions.compiling import UNCOMPILED
 from gradguard._core.rank import with_rank
 from gradguard._core.text import one_line
+from gradguard._core.torch_versions import never_compiled, not_compiled
 from gradguard._errors import GradModeError
 from gradguard._graph.attributes import (
     attributes,
@@ -26,6 +27,7 @@ from gradguard._graph.tensors import Parts, Way, index, item, items, path, walk
 _CODE = (type, ModuleType, BuiltinFunctionType, FrameType, ReferenceType)
 
 
+@not_compiled(UNCOMPILED)
 def assert_detached(tree: object) -> None:
     """Check that no tensor of a nested structure carries a graph or requires grad.
 
@@ -36,7 +38,7 @@ def assert_detached(tree: object) -> None:
     named tuples, deques, sets, dict views, dataclasses, and the attributes of any other object,
     also the closure and defaults of functions. The parameters of a module and of an optimizer may
     require grad; a module's buffers and other tensors, and an optimizer's state, may carry no
-    graph. While Dynamo compiles, nothing is checked.
+    graph. In a compiled function it breaks the graph.
 
     Args:
         tree: a tensor, or anything that holds some; it is not changed.
@@ -58,8 +60,6 @@ def assert_detached(tree: object) -> None:
 
     """
     __tracebackhide__ = True
-    if torch.compiler.is_dynamo_compiling():
-        return
     may_require_grad: set[int] = set()
     reached = list(walk(tree, lambda way, value: _parts(way, value, may_require_grad)))
     wrong = [(way, how) for way, value in reached if (how := _fault(value, may_require_grad))]
@@ -138,3 +138,6 @@ def _attached(shown: Sequence[tuple[str, str]], count: int) -> str:
         "scalar)."
     )
     return "\n".join((first, *rows, *more, todo))
+
+
+never_compiled(globals())

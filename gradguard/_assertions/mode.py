@@ -4,7 +4,9 @@ When they hold they cost two flag reads. Dynamo does not follow `torch.is_infere
 so while it compiles they check the grad flag alone, and read no stack.
 """
 
-from gradguard._assertions.mode_texts import COMPILING, grad_off, grad_on, not_inference
+from collections.abc import Sequence
+
+from gradguard._core.rank import with_rank
 from gradguard._core.state import (
     grad_state,
     is_dynamo_compiling,
@@ -13,6 +15,16 @@ from gradguard._core.state import (
 )
 from gradguard._errors import GradModeError
 from gradguard._locate.where import where
+
+# While Dynamo compiles, the stack is not read: the message is all there is.
+_WHILE_COMPILING = (
+    "the grad mode is wrong at this line, which torch.compile is compiling. To do: run it once "
+    "uncompiled, under torch.compiler.set_stance('force_eager'), to have what switched it named."
+)
+_UNRECORDED = (
+    'A backward() of what is computed here raises "element 0 of tensors does not require grad and '
+    'does not have a grad_fn"'
+)
 
 
 def assert_grad_enabled() -> None:
@@ -41,11 +53,23 @@ def assert_grad_enabled() -> None:
     if is_grad_enabled() and (is_dynamo_compiling() or not is_inference_mode_enabled()):
         return
     if is_dynamo_compiling():
-        raise GradModeError(COMPILING)
+        raise GradModeError(_WHILE_COMPILING)
     state = grad_state()
-    raise GradModeError(
-        grad_off(grad=state.grad_enabled, inference=state.inference_mode, where=where(state))
-    )
+    if state.inference_mode:
+        but = "is_grad_enabled() is True, but nothing" if state.grad_enabled else "nothing"
+        wrong = f"inference mode is on ({but} is recorded inside)"
+        todo = (
+            "To do: close the inference_mode block before this line, or use torch.no_grad() in its "
+            "place: tensors made in inference mode cannot be saved for backward."
+        )
+    else:
+        wrong = "grad mode is off"
+        todo = (
+            "To do: close what switched it before this line (`with` blocks and decorated functions "
+            "close by themselves), or run this line under `with gradguard.enable_grad():`."
+        )
+    wrong = f"assert_grad_enabled: {wrong}. {_UNRECORDED}"
+    raise _failed(wrong, where(state), todo)
 
 
 def assert_no_grad() -> None:
@@ -71,9 +95,14 @@ def assert_no_grad() -> None:
     if not is_grad_enabled():
         return
     if is_dynamo_compiling():
-        raise GradModeError(COMPILING)
+        raise GradModeError(_WHILE_COMPILING)
     if not is_inference_mode_enabled():
-        raise GradModeError(grad_on(where=where(grad_state())))
+        todo = (
+            "To do: put this line under `with gradguard.no_grad():`, or decorate the function with "
+            "@gradguard.no_grad() (or @gradguard.inference_mode())."
+        )
+        wrong = "assert_no_grad: grad mode is on, so operations are recorded for backward"
+        raise _failed(wrong, where(grad_state()), todo)
 
 
 def assert_inference_mode() -> None:
@@ -100,7 +129,18 @@ def assert_inference_mode() -> None:
     __tracebackhide__ = True
     if is_dynamo_compiling():
         if is_grad_enabled():
-            raise GradModeError(COMPILING)
+            raise GradModeError(_WHILE_COMPILING)
     elif not is_inference_mode_enabled():
         state = grad_state()
-        raise GradModeError(not_inference(grad=state.grad_enabled, where=where(state)))
+        grad = "on" if state.grad_enabled else "off"
+        todo = (
+            "To do: put this line under `with gradguard.inference_mode():`, or decorate the "
+            "function with @gradguard.inference_mode(). no_grad is not enough: it makes no "
+            "inference tensors."
+        )
+        wrong = f"assert_inference_mode: inference mode is off (grad mode is {grad})"
+        raise _failed(wrong, where(state), todo)
+
+
+def _failed(wrong: str, lines: Sequence[str], todo: str) -> GradModeError:
+    return GradModeError(with_rank("\n".join([f"{wrong}.", *lines, todo])))

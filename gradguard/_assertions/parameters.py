@@ -3,75 +3,24 @@
 from collections.abc import Iterable
 from itertools import islice
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from gradguard._assertions import parameter_texts as texts
+from gradguard._assertions.compiling import UNCOMPILED
+from gradguard._assertions.missing import Missing, by_cause, cannot_have_one, trainable
+from gradguard._core.rank import with_rank
 from gradguard._core.state import grad_state
+from gradguard._core.text import one_line
+from gradguard._core.torch_versions import never_compiled, not_compiled
 from gradguard._errors import GradModeError
-from gradguard._graph.autograd_graph import inference_tensors, is_inference, reached_from
-from gradguard._graph.parameters import Named, matcher, parameters_of
+from gradguard._graph.advice import FIND
+from gradguard._graph.autograd_graph import reached_from
+from gradguard._graph.listing import MOST_ENTRIES, Section, listed
+from gradguard._graph.parameters import Named
 from gradguard._graph.tensors import path, tensors
 from gradguard._locate.where import where
 
 
-def assert_trainable(module: nn.Module, *, frozen: Iterable[str] = ()) -> None:
-    """Check that a model can be trained as asked, before it is.
-
-    No parameter is frozen (has ``requires_grad`` False) except those that ``frozen`` names, those
-    are frozen, and no parameter or buffer is an inference tensor. Such a tensor is born when a
-    module is made, first run (lazy modules), copied, converted or loaded with ``assign=True`` in
-    inference mode. A parameter that is one still says ``requires_grad`` True, but backward can
-    succeed and leave its ``grad`` None, and then the optimizer skips it silently
-    (https://docs.pytorch.org/docs/stable/notes/autograd.html#inference-mode).
-
-    A tied parameter counts as named when any of its names is. A lazy module that has not run yet
-    passes: check again after its first forward. While Dynamo compiles, nothing is checked.
-
-    Args:
-        module: the model.
-        frozen: globs (`fnmatch.fnmatchcase`) on names as ``named_parameters()`` gives them, where
-            ``*`` matches dots too; one string is one glob.
-
-    Raises:
-        GradModeError: names the parameters and buffers.
-        ValueError: if a glob matches no parameter, or the module has none.
-        TypeError: if ``module`` is not a module, or a glob not a string.
-
-    Example:
-        >>> from torch import nn
-        >>> from gradguard import assert_trainable
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-        >>> _ = model[0].requires_grad_(False)
-        >>> assert_trainable(model, frozen=["0.*"])
-        >>> assert_trainable(model)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        gradguard.GradModeError: assert_trainable: ...(requires_grad False)...
-          0.weight
-          0.bias
-        ...
-
-    """
-    __tracebackhide__ = True
-    if torch.compiler.is_dynamo_compiling():
-        return
-    every = parameters_of(module, "assert_trainable")
-    named = matcher(every, frozen, "frozen")
-    on_purpose = [one for one in every if named(one)]
-    others = [one for one in every if not named(one)]
-    unready = texts.Unready(
-        frozen=[one.names for one in others if not one.parameter.requires_grad],
-        thawed=[one.names for one in on_purpose if one.parameter.requires_grad],
-        inference=[one.names for one in every if is_inference(one.parameter)],
-        buffers=[(name,) for name in inference_tensors(module.named_buffers())],
-    )
-    if any(unready):
-        names = [one.names for one in every]
-        buffers = [(name,) for name, _ in module.named_buffers()]
-        raise GradModeError(texts.not_trainable(type(module).__name__, names, buffers, unready))
-
-
+@not_compiled(UNCOMPILED)
 def assert_parameters_used(loss: Tensor, module: nn.Module, *, allow: Iterable[str] = ()) -> None:
     """Check before backward that the loss reaches every trainable parameter.
 
@@ -82,8 +31,8 @@ def assert_parameters_used(loss: Tensor, module: nn.Module, *, allow: Iterable[s
     What runs in a *reentrant* checkpoint has no graph before backward. Where the loss passes
     through one, parameters that may be hidden in it are reported like the others, and the error
     says so. Parameters with no elements are left out. The walk takes time in proportion to the
-    graph, some hundredths of what backward takes, and keeps nothing of it alive. While Dynamo
-    compiles, nothing is checked.
+    graph, some hundredths of what backward takes, and keeps nothing of it alive. In a compiled
+    function it breaks the graph.
 
     Args:
         loss: the tensor on which ``backward()`` will be called.
@@ -92,8 +41,8 @@ def assert_parameters_used(loss: Tensor, module: nn.Module, *, allow: Iterable[s
             `assert_trainable`; they may be.
 
     Raises:
-        GradModeError: names the parameters, inference tensors first; or says why the loss has no
-            graph at all.
+        GradModeError: names the parameters, those created in inference mode first; or says why
+            the loss has no graph at all.
         ValueError: if a glob matches no parameter, or the module has none.
         TypeError: if ``loss`` is not a tensor (it says which of its items are), ``module`` not a
             module, or a glob not a string.
@@ -114,30 +63,33 @@ def assert_parameters_used(loss: Tensor, module: nn.Module, *, allow: Iterable[s
 
     """
     __tracebackhide__ = True
-    if torch.compiler.is_dynamo_compiling():
-        return
-    every = _trainable(module, allow, "assert_parameters_used")
+    every = trainable(module, allow, "assert_parameters_used")
     if not isinstance(loss, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        inside = (path(way) for way, _ in islice(tensors(loss), 10))
-        raise TypeError(texts.not_a_loss(type(loss).__name__, inside))
-    kind = type(module).__name__
+        raise TypeError(_not_a_loss(loss))
     if not loss.requires_grad:
-        raise GradModeError(texts.no_graph(kind, *_why_no_graph(loss, module)))
+        raise GradModeError(with_rank(_no_graph(loss, module)))
     leaves, checkpoints = reached_from(loss)
-    missed = [one for one in every if id(one.parameter) not in leaves]
-    if missed:
-        names = [one.names for one in every]
-        raise GradModeError(texts.unused(kind, names, _by_cause(missed), checkpoints))
+    missing = [one for one in every if id(one.parameter) not in leaves]
+    if missing:
+        causes = by_cause(missing)
+        first = (
+            f"assert_parameters_used: the loss does not reach {len(missing)} of {len(every)} "
+            f"trainable parameters of {type(module).__name__}; backward() would give them no "
+            'gradient (DistributedDataParallel: "parameters that were not used in producing loss").'
+        )
+        hidden = [_hidden(checkpoints)] if causes.other and checkpoints else []
+        raise GradModeError(with_rank(_listed([first, *hidden], every, causes, "Not in the graph")))
 
 
+@not_compiled(UNCOMPILED)
 def assert_gradients(module: nn.Module, *, allow: Iterable[str] = ()) -> None:
     """Check after backward that every trainable parameter has a gradient.
 
     A gradient is a ``grad`` that is not None, dense or sparse. One that was zeroed in place or is
     left over from an earlier step cannot be told from a new one: call
     ``zero_grad(set_to_none=True)``, the default, before each backward. Parameters with no elements
-    are left out; a module with everything frozen passes (`assert_trainable` finds that). While
-    Dynamo compiles, nothing is checked.
+    are left out; a module with everything frozen passes (`assert_trainable` finds that). In a
+    compiled function it breaks the graph.
 
     Args:
         module: the model.
@@ -145,7 +97,7 @@ def assert_gradients(module: nn.Module, *, allow: Iterable[str] = ()) -> None:
             they may have one.
 
     Raises:
-        GradModeError: names the parameters, first those that are inference tensors.
+        GradModeError: names the parameters, first those created in inference mode.
         ValueError: if a glob matches no parameter, or the module has none.
         TypeError: if ``module`` is not a module, or a glob not a string.
 
@@ -159,47 +111,88 @@ def assert_gradients(module: nn.Module, *, allow: Iterable[str] = ()) -> None:
         >>> assert_gradients(model)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         gradguard.GradModeError: assert_gradients: no gradient for 1 of 2 trainable parameters...
-        Inference tensors, born in inference mode: autograd left them out (1):
+        Created in inference mode, so that autograd leaves them out (1):
           weight
         ...
 
     """
     __tracebackhide__ = True
-    if torch.compiler.is_dynamo_compiling():
-        return
-    every = _trainable(module, allow, "assert_gradients")
-    missed = [one for one in every if one.parameter.grad is None]
-    if missed:
-        names = [one.names for one in every]
-        raise GradModeError(texts.no_gradient(type(module).__name__, names, _by_cause(missed)))
+    every = trainable(module, allow, "assert_gradients")
+    missing = [one for one in every if one.parameter.grad is None]
+    if missing:
+        first = (
+            f"assert_gradients: no gradient for {len(missing)} of {len(every)} trainable "
+            f"parameters of {type(module).__name__}; an optimizer step skips them without an error."
+        )
+        causes = by_cause(missing)
+        raise GradModeError(with_rank(_listed([first], every, causes, "Not reached by a backward")))
 
 
-def _trainable(module: nn.Module, allow: Iterable[str], asker: str) -> list[Named]:
-    every = parameters_of(module, asker)
-    allowed = matcher(every, allow, "allow")
-    return [one for one in every if one.can_learn and not allowed(one)]
+_TO_DO = {
+    "Not in the graph": (
+        "use them for the loss, without detach() and with grad mode on, or name them in allow=."
+    ),
+    "Not reached by a backward": (
+        "call this after backward() and before zero_grad(). If it is: the forward does not use "
+        "them, detaches what they made, or uses them with grad mode off."
+    ),
+}
 
 
-def _by_cause(missed: Iterable[Named]) -> texts.Missed:
-    causes = texts.Missed([], [], [])
-    for names, parameter in missed:
-        if is_lazy(parameter):
-            causes.lazy.append(names)
-        elif parameter.is_inference():
-            causes.inference.append(names)
-        else:
-            causes.other.append(names)
-    return causes
+def _listed(first: list[str], every: list[Named], causes: Missing, heading: str) -> str:
+    names = [one.names for one in every]
+    reached = Section(heading, causes.other, names, f"{_TO_DO[heading]} {FIND}")
+    return listed(first, [*cannot_have_one(causes, names), reached])
+
+
+def _hidden(checkpoints: Iterable[str]) -> str:
+    return (
+        f"Some may be hidden: the loss passes through {', '.join(sorted(checkpoints)[:3])}, "
+        "and what runs in a reentrant checkpoint has no graph before backward. Check them "
+        "with assert_gradients after backward(), or use checkpoint(..., use_reentrant=False)."
+    )
+
+
+def _not_a_loss(loss: object) -> str:
+    kind = type(loss).__name__
+    inside = [one_line(path(way)) for way, _ in islice(tensors(loss), MOST_ENTRIES)]
+    if inside:
+        hint = f"It holds tensors at {', '.join(inside)}: pass the one backward() is called on."
+    elif kind in {"float", "int", "bool"}:
+        hint = "A number has no graph: pass the tensor from before .item() or float()."
+    else:
+        hint = "Pass the tensor that backward() is called on."
+    return f"assert_parameters_used needs the loss as a torch.Tensor, got {kind}. {hint}"
+
+
+def _no_graph(loss: Tensor, module: nn.Module) -> str:
+    reason, lines = _why_no_graph(loss, module)
+    first = (
+        "assert_parameters_used: the loss has no graph, so backward() reaches no parameter of "
+        f'{type(module).__name__} and raises ("element 0 of tensors does not require grad and does '
+        f'not have a grad_fn"): {reason}.'
+    )
+    todo = "To do: compute the loss with grad mode on, and keep it a tensor."
+    return "\n".join((first, *lines, todo if lines else f"{todo} {FIND}"))
 
 
 def _why_no_graph(loss: Tensor, module: nn.Module) -> tuple[str, list[str]]:
     """Return the reason and, if that is the mode at this line, where it was switched."""
     state = grad_state()
     if loss.is_inference():
-        return texts.INFERENCE_LOSS, []
+        return "it is an inference tensor, computed in inference mode", []
     if state.inference_mode:
-        return texts.INFERENCE_ON, where(state)
+        now = "inference mode is on at this line, so operations are not recorded"
+        return now, where(state)
     if not state.grad_enabled:
-        return texts.GRAD_OFF, where(state)
-    frozen = not any(parameter.requires_grad for parameter in module.parameters())
-    return texts.ALL_FROZEN if frozen else texts.DETACHED, []
+        return "grad mode is off at this line, so operations are not recorded", where(state)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return "no parameter of the module has requires_grad True (see assert_trainable)", []
+    detached = (
+        "nothing it was made from requires grad: it was detached (.detach(), .data, "
+        "torch.tensor(...)), or computed under a no_grad that has ended since"
+    )
+    return detached, []
+
+
+never_compiled(globals())

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from gradguard._core.torch_versions import never_compiled
 from gradguard._graph.tensors import Parts, attribute, index, item
 
 _HAS_REFERENCES = 1 << 14  # Py_TPFLAGS_HAVE_GC: what is without it refers to no other object
@@ -112,3 +113,6 @@ def _in_slots(value: object, members: Any) -> Iterator[tuple[str, object]]:
                 yield name, member.__get__(value, type(value))
             except AttributeError:  # not assigned
                 continue
+
+
+never_compiled(globals())

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn.parameter import is_lazy
 
+from gradguard._core.torch_versions import never_compiled
+
 
 class Reached(NamedTuple):
     """What the graph of one loss leads to.
@@ -59,13 +61,27 @@ def nodes(root: Node) -> Iterator[Node]:
 
 
 def inference_tensors(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Name the tensors that were made in inference mode, of ``named_parameters()`` and the like."""
+    """Name the tensors created in inference mode, of ``named_parameters()`` and the like."""
     return [name for name, tensor in named if is_inference(tensor)]
 
 
 def is_inference(tensor: Tensor) -> bool:
-    """Tell whether a parameter or buffer was made in inference mode.
+    """Tell whether a parameter or buffer was created in inference mode.
+
+    Also where it was converted outside since (``.double()``): it is no inference tensor any more
+    then, but has no version counter, and backward refuses it.
 
     One of a lazy module that has not run yet is not a tensor to torch either, and cannot be asked.
     """
-    return not is_lazy(tensor) and tensor.is_inference()
+    return not is_lazy(tensor) and (tensor.is_inference() or not _has_version_counter(tensor))
+
+
+def _has_version_counter(tensor: Tensor) -> bool:
+    try:
+        tensor._version  # noqa: B018, SLF001 (torch documents it, and offers no other way to ask)
+    except RuntimeError:
+        return False
+    return True
+
+
+never_compiled(globals())

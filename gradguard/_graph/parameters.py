@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradguard._core.text import one_line
+from gradguard._core.torch_versions import never_compiled
 from gradguard._graph.listing import prefixes
 
 
@@ -101,3 +102,6 @@ def _matches(named: Named, pattern: str) -> bool:
 def _possible_globs(parameters: Iterable[Named]) -> list[str]:
     names = [name for named in parameters for name in named.names]
     return [*names, *{f"{prefix}*": None for name in names for prefix in prefixes(name) if prefix}]
+
+
+never_compiled(globals())

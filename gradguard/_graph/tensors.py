@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from gradguard._core.text import one_line
+from gradguard._core.torch_versions import never_compiled
 
 Way = tuple[Any, ...]
 """The way to a tensor: (way to its container, how a step is written, key); () is the root."""
@@ -92,3 +93,6 @@ def attribute(name: str) -> str:
 def item(number: int) -> str:
     """Write a step into what cannot be indexed, such as a set."""
     return f"<item {number}>"
+
+
+never_compiled(globals())

@@ -372,12 +372,32 @@ def test_every_tensor_of_any_tree_is_found_at_its_path(tree):
         assert eval(f"tree{path(way)}", {"tree": tree}) is tensor  # noqa: S307  # our own paths
 
 
-def test_nothing_is_checked_while_dynamo_compiles():
-    """A compiled step with the assertion has no graph break."""
+@pytest.mark.parametrize("kept", [leaf, leaf.detach()], ids=["attached", "detached"])
+def test_it_is_checked_in_a_compiled_function(kept):
+    """In a compiled step it breaks the graph and is checked there, and is not passed over."""
+    torch._dynamo.reset()
+
+    @torch.compile(backend="eager")
+    def step(x):
+        y = x * 2
+        assert_detached({"kept": y * kept})
+        return y
+
+    if kept is leaf:
+        with pytest.raises(GradModeError, match="carries a graph"):
+            step(torch.ones(1))
+    else:
+        assert step(torch.ones(1)) == 2
+
+
+def test_in_a_full_graph_it_is_refused():
+    """With fullgraph=True compiling fails, rather than leave the check out."""
+    torch._dynamo.reset()
 
     @torch.compile(fullgraph=True, backend="eager")
     def step(x):
-        assert_detached({"x": x})
+        assert_detached(x)
         return x * 2
 
-    assert step(leaf).requires_grad
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="disable"):
+        step(torch.ones(1))

@@ -56,7 +56,10 @@ def test_grad_off_names_the_block_and_what_to_do():
     with pytest.raises(GradModeError) as caught:
         in_mode("off", assert_grad_enabled)
     first, *where, todo = str(caught.value).splitlines()
-    assert first == "assert_grad_enabled: grad mode is off."
+    assert first.startswith("assert_grad_enabled: grad mode is off. A backward() of what is ")
+    with pytest.raises(RuntimeError) as at_backward:
+        torch.ones(1).backward()
+    assert f'raises "{at_backward.value}".' in first
     assert any(
         "torch.no_grad() entered at" in line and file_shown(__file__) in line for line in where
     )
@@ -71,6 +74,28 @@ def test_inference_mode_is_named_though_the_grad_flag_is_on():
     assert "inference mode is on (is_grad_enabled() is True, but nothing is recorded" in str(
         caught.value
     )
+
+
+def test_in_inference_mode_nothing_is_advised_that_fails():
+    """Recording inside inference mode fails on what was made there, so it is not advised."""
+    with pytest.raises(GradModeError) as caught:
+        in_mode("inference", assert_grad_enabled)
+    todo = str(caught.value).splitlines()[-1]
+    assert "close the inference_mode block" in todo
+    assert "enable_grad" not in todo
+    layer = torch.nn.Linear(1, 1)
+    with torch.inference_mode():
+        x = torch.ones(1)
+        with gradguard.enable_grad(), pytest.raises(RuntimeError) as at_save:
+            layer(x)
+    assert "cannot be saved for backward" in str(at_save.value)
+    assert "cannot be saved for backward" in todo
+
+
+def test_the_rank_is_told(process_group):
+    """While a process group is initialized the message says the rank."""
+    with pytest.raises(GradModeError, match=r"^rank 0 of 1: assert_grad_enabled: "):
+        in_mode("off", assert_grad_enabled)
 
 
 def test_grad_on_says_how_to_stop_recording():
