@@ -17,7 +17,7 @@ from gradguard import __version__
 from gradguard._core.text import one_line
 from gradguard._demo.command import add_command as add_demo
 from gradguard._findings.kinds import RUN_KINDS
-from gradguard._run import texts as run
+from gradguard._run.command import add_command as add_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,25 +121,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_run(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "run", help=run.HELP, description=run.DESCRIPTION, usage=run.USAGE, allow_abbrev=False
-    )
-    parser.add_argument("--strict", action="store_true", help=run.STRICT)
-    parser.add_argument("--report", metavar="FILE.json", help=run.REPORT)
-    # What follows SCRIPT or MODULE is the script's, options included.
-    rest = argparse.REMAINDER
-    parser.add_argument("-m", dest="module", nargs=rest, metavar="MODULE", help=run.MODULE)
-    parser.add_argument("script", nargs=rest, metavar="SCRIPT", help=run.SCRIPT)
-    parser.set_defaults(command=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from gradguard._run.command import command
-
-    return command(options)
-
-
 def _add_check(commands: Commands) -> None:
     from gradguard._lint import options
 
@@ -156,7 +137,7 @@ def _check(given: argparse.Namespace) -> int:
     return check(given)
 
 
-_COMMANDS = (add_demo, _add_run, _add_check)
+_COMMANDS = (add_demo, add_run, _add_check)
 
 
 if __name__ == "__main__":

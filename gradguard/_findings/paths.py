@@ -5,15 +5,26 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 
+_directory: Path | None = None  # None: the working directory
+
+
+def stand_in(directory: str) -> None:
+    """Show paths relative to this directory from now on, wherever the program goes."""
+    global _directory  # noqa: PLW0603 (one for the process)
+    _directory = Path(directory)
+
+
 def shown(filename: str) -> str:
     """Return the path relative to the working directory if it lies below it, else as it is.
+
+    The working directory is the one that `stand_in` was told, if it was.
 
     What is no file (``<string>``, ``Cell In[8]``) stays what it is.
     """
     if not Path(filename).is_absolute():
         return filename
     try:
-        below = Path(filename).relative_to(Path.cwd())
+        below = Path(filename).relative_to(_directory or Path.cwd())
     except (ValueError, OSError):  # not below it; or the working directory is gone
         return filename
     return str(below)

@@ -20,8 +20,6 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
-from gradguard._run import texts
-
 
 class UnrunnableError(Exception):
     """There is nothing to run; the text says why. Never leaves the front."""
@@ -45,7 +43,8 @@ def script(path: str) -> Program:
 
     """
     if not Path(path).exists():
-        raise UnrunnableError(texts.missing_script(path))
+        msg = f"there is no script {path!r}: give the path of a Python file, or -m MODULE."
+        raise UnrunnableError(msg)
     importer = _directory_or_archive(path)
     if importer is not None:
         return _from_spec(importer, path, str(Path(path).absolute()))
@@ -54,9 +53,9 @@ def script(path: str) -> Program:
     try:
         code = loader.get_code("__main__") if _is_bytecode(full) else _compiled(loader, full)
     except OSError as error:
-        raise UnrunnableError(texts.unreadable_script(path, _reason(error))) from None
+        raise UnrunnableError(_unreadable(path, _reason(error))) from None
     except ImportError as error:  # bytecode of another Python
-        raise UnrunnableError(texts.unreadable_script(path, str(error))) from None
+        raise UnrunnableError(_unreadable(path, str(error))) from None
     module = _main(None)
     module.__dict__.update(__file__=full, __loader__=loader, __cached__=None)
     return Program(_given(code, path), module, path, str(Path(full).resolve().parent))
@@ -74,7 +73,10 @@ def module(name: str) -> Program:
         name = f"{name}.__main__"
         spec = _find(name)
     if spec is None or spec.loader is None:
-        raise UnrunnableError(texts.missing_module(name))
+        msg = (
+            f"there is no module {name!r}: check its name, and that the path to it is on sys.path."
+        )
+        raise UnrunnableError(msg)
     return _from_spec(spec, name, None)
 
 
@@ -102,7 +104,8 @@ def _directory_or_archive(path: str) -> ModuleSpec | None:
         return None
     spec = PathFinder.find_spec("__main__", [str(Path(path).absolute())])
     if spec is None or spec.loader is None:
-        raise UnrunnableError(texts.no_main(path))
+        msg = f"{path!r} has no __main__.py, so there is nothing to run: name one of its files."
+        raise UnrunnableError(msg)
     return spec
 
 
@@ -150,8 +153,13 @@ def _compiled(loader: SourceFileLoader | SourcelessFileLoader, path: str) -> Cod
 
 def _given(code: CodeType | None, name: str) -> CodeType:
     if code is None:
-        raise UnrunnableError(texts.no_code(name))
+        msg = f"{name!r} has no Python code to run: name a Python file or module."
+        raise UnrunnableError(msg)
     return code
+
+
+def _unreadable(path: str, reason: str) -> str:
+    return f"cannot read the script {path!r} ({reason}): check the path and its permissions."
 
 
 def _reason(error: OSError) -> str:
