@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 
 from gradguard._core.frames import set_libraries
 from gradguard._core.state import is_dynamo_compiling, is_inference_mode_enabled
+from gradguard._core.text import one_line
 from gradguard._findings.finding import Finding
 from gradguard._judge.judge import Judge
 from gradguard._judge.lines import here
-from gradguard._run import texts
 from gradguard._run.calls import Running, replacement
 from gradguard._run.guards import dropped_guards
 from gradguard._run.left import left
@@ -224,7 +224,11 @@ class Observer:
         try:
             look(*args)
         except Exception as error:  # noqa: BLE001 (it is not the script's; the summary tells it)
-            self.failure = texts.failed(type(error).__name__, str(error))
+            self.failure = (
+                f"gradguard: a check failed by itself ({type(error).__name__}: "
+                f"{one_line(str(error))}), so findings may be missing. That is a fault of "
+                "gradguard: please report it.\n"
+            )
 
 
 def has_closure(args: Any, kwargs: Any) -> bool:

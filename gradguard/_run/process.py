@@ -9,13 +9,13 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gradguard._core.when_imported import when_imported
 from gradguard._findings import formats, text
 from gradguard._findings.paths import shown, stand_in
 from gradguard._findings.report import Entry, Process, Report, entry
 from gradguard._run import ranks, summary
 from gradguard._run.filter import Filter
 from gradguard._run.reporting import Parts, publish, publish_as_child
-from gradguard._run.when_imported import when_imported
 
 if TYPE_CHECKING:
     from gradguard._findings.finding import Finding
