@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-
 _directory: Path | None = None  # None: the working directory
 
 
