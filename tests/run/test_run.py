@@ -291,7 +291,7 @@ def test_report(project, monkeypatch):
     assert lines[1].startswith(f"gradguard: script.py:{line(script, '# left')}: mode-leak ")
     assert lines[2] == "gradguard: 2 findings, the worst first"
     assert f"1. mode-leak (once): script.py:{line(script, '# left')}" in lines
-    assert "     torch.set_grad_enabled(False)  # left" in lines
+    assert "     torch.set_grad_enabled(False) # left" in lines
 
 
 def test_report_of_a_crash(project, monkeypatch):
