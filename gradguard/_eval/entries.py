@@ -1,45 +1,25 @@
-"""Which modules are in eval mode by which entries of ``evaluating``, over all threads.
-
-Simpler designs that do not work:
-
-- Each entry puts back what it found: of two that overlap the one that is left first puts the
-  other's module in train mode, and the second then leaves it in eval mode for good.
-- A count on the root only: entries on a module and on its submodule would not see each other.
-- A count per module: an interrupt between the counting and the noting of it makes it wrong for
-  good. An entry that is put among others or taken out twice does no harm.
-- One list of entries, asked which modules they have: each costs what all others have open.
-- A lock while flags are changed: a module's own ``train()`` runs meanwhile, and may wait for
-  anything, another lock included. See `turns`.
-"""
+"""Putting modules in eval mode, and giving their flags back when nobody needs that any more."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import repeat
 from threading import enumerate as living_threads
 from threading import get_ident
 
 from torch.nn import Module
 
 from gradguard._core.torch_versions import never_compiled
-from gradguard._eval.training_flags import Modules, call_overrides, overrides_due, tree, write_flags
+from gradguard._eval.groups import Entry, forget, groups, join, parts
+from gradguard._eval.training_flags import (
+    Modules,
+    errors_of_overrides,
+    overrides_due,
+    tree,
+    write_flags,
+)
 from gradguard._eval.turns import begin, end, forget_other_threads, is_in_turn
 
-
-class Entry:
-    """One time that modules are put in eval mode, and the thread that does it."""
-
-    __slots__ = ("modules", "thread")
-
-    def __init__(self, modules: Modules) -> None:
-        self.modules = modules
-        self.thread = get_ident()
-
-
-# By the module's id.
-_entries: dict[int, dict[Entry, None]] = {}  # those that have it in eval mode, in order
-_own: dict[int, bool] = {}  # its flag from before the first of them
-_told: set[int] = set()  # modules whose override was called, so must be called again
+_overrides_called: set[int] = set()  # modules whose override was called, so must be called again
 
 _dropped: deque[Entry] = deque()  # to be left once this thread has no turn
 
@@ -80,7 +60,8 @@ def threads_in_eval(module: Module) -> list[str]:
     _leave_dropped()
     key = next(iter(tree((module,))), None)  # of the wrapped module, if torch.compile wraps it
     names = {thread.ident: thread.name for thread in living_threads()}
-    threads = dict.fromkeys(entry.thread for entry in [*_entries.get(key or 0, ())])
+    group = groups.get(key or 0)
+    threads = dict.fromkeys(entry.thread for entry in [*group.entries]) if group else ()
     return [names.get(thread, f"thread {thread}") for thread in threads]
 
 
@@ -88,8 +69,10 @@ def own_flags(modules: Modules) -> dict[int, bool]:
     """Return each module's flag; of one in an entry that from before the first."""
     flags: dict[int, bool] = {}
 
-    def read(entry: Entry) -> None:
-        flags.update((key, _own.get(key, m.training)) for key, m in entry.modules.items())
+    def read(_: Entry) -> None:
+        for key, module in modules.items():
+            group = groups.get(key)
+            flags[key] = module.training if group is None else group.own[key]
 
     _in_turn(read, Entry(modules))
     return flags
@@ -98,10 +81,10 @@ def own_flags(modules: Modules) -> dict[int, bool]:
 def write_own_flags(modules: Modules, flags: dict[int, bool]) -> None:
     """Give each module its flag; one in an entry gets it when the last is left."""
 
-    def write(entry: Entry) -> None:
-        free = {key: m for key, m in entry.modules.items() if key not in _own}
-        _own.update((key, flags[key]) for key in entry.modules if key in _own)
-        write_flags(free, flags)
+    def write(_: Entry) -> None:
+        write_flags({key: m for key, m in modules.items() if key not in groups}, flags)
+        for key in modules.keys() & groups.keys():
+            groups[key].own[key] = flags[key]
 
     _in_turn(write, Entry(modules))
 
@@ -132,16 +115,11 @@ def _leave_dropped() -> None:
 
 def _enter(entry: Entry) -> None:
     flags = {key: module.training for key, module in entry.modules.items()}
-    for key, flag in flags.items():
-        _own.setdefault(key, flag)
-        if entries := _entries.get(key):
-            entries[entry] = None
-        else:
-            _entries[key] = {entry: None}
+    join(entry, flags)
     if any(flags.values()):
         in_eval = dict.fromkeys(flags, False)
         due = overrides_due(entry.modules, in_eval, ())
-        _told.update(due)
+        _overrides_called.update(due)
         for module in due.values():
             module.train(False)
         write_flags(entry.modules, in_eval)
@@ -149,27 +127,34 @@ def _enter(entry: Entry) -> None:
 
 def _leave(entry: Entry) -> None:
     free: Modules = {}
-    for key, module in entry.modules.items():
-        if entries := _entries.get(key):
-            entries.pop(entry, None)
-        if not entries and key in _own:
-            free[key] = module
-    if not _told.isdisjoint(free) or any(m.training is not _own[key] for key, m in free.items()):
-        _give_back(free)
+    own: dict[int, bool] = {}
+    for group, keys in parts(entry.modules).items():
+        if group is not None:
+            group.entries.pop(entry, None)
+            if not group.entries:
+                whole = len(keys) == len(entry.modules)
+                free |= entry.modules if whole else {key: entry.modules[key] for key in keys}
+                own |= group.own
+    now = {key: module.training for key, module in free.items()}
+    if now == own and _overrides_called.isdisjoint(free):
+        forget(free)
     else:
-        _forget(free)
+        _give_back(free, own)
 
 
-def _give_back(free: Modules) -> None:
-    flags = {key: _own[key] for key in free}
-    try:
-        due = overrides_due(free, flags, _told)
-        for module in due.values():
-            _leave_to_others(module, free)
-        call_overrides({key: module for key, module in due.items() if key in free}, flags)
-    finally:
-        write_flags(free, flags)
-        _forget(free)
+def _give_back(free: Modules, own: dict[int, bool]) -> None:
+    # Not in a `finally`: what an interrupt leaves half done is done again as a whole.
+    due = overrides_due(free, own, _overrides_called)
+    for module in due.values():
+        _leave_to_others(module, free)
+    errors = errors_of_overrides({key: m for key, m in due.items() if key in free}, own)
+    # An override may have entered for longer than its call.
+    free = {key: m for key, m in free.items() if key in groups and not groups[key].entries}
+    write_flags(free, own)
+    _overrides_called.difference_update(free)
+    forget(free)
+    for error in errors:
+        raise error
 
 
 def _leave_to_others(module: Module, free: Modules) -> None:
@@ -180,19 +165,13 @@ def _leave_to_others(module: Module, free: Modules) -> None:
     it sets these again whenever it is called, and only what is freed with it gets its own flag
     after that.
     """
-    below = {key: m for key, m in tree((module,)).items() if key in _own}
-    heir = next((entry for key in below for entry in [*_entries.get(key, ())]), None)
+    below = {key: m for key, m in tree((module,)).items() if key in groups}
+    heir = next((entry for key in below for entry in groups[key].entries), None)
     if heir is not None:
         heir.modules = {**heir.modules, **below}
+        join(heir, dict.fromkeys(below, False))
         for key in below:
-            _entries.setdefault(key, {})[heir] = None
             free.pop(key, None)
-
-
-def _forget(free: Modules) -> None:
-    _told.difference_update(free)
-    deque(map(_entries.pop, free, repeat(None)), 0)  # in C: half the time of a loop
-    deque(map(_own.pop, free, repeat(None)), 0)
 
 
 def _forget_other_threads() -> None:
@@ -201,11 +180,11 @@ def _forget_other_threads() -> None:
     But a module's own ``train()`` is not called in the midst of a fork, where locks may be taken
     for ever: it waits until this process next uses ``evaluating``.
     """
-    lost = {entry for entries in _entries.values() for entry in entries}
+    lost = {entry for group in groups.values() for entry in group.entries}
     lost = {entry for entry in lost if entry.thread != get_ident()}
     lost.update(about for about in forget_other_threads() if isinstance(about, Entry))
     for entry in lost:
-        if _told.isdisjoint(entry.modules):
+        if _overrides_called.isdisjoint(entry.modules):
             _leave(entry)
         else:
             _dropped.append(entry)

@@ -82,7 +82,7 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
             if not isinstance(module, Module):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(_not_a_module(module, position))
         self._modules = modules
-        self._scopes: list[Scope] = []
+        self._scopes: dict[Scope, None] = {}  # in the order of entry
 
     def __enter__(self) -> T:
         if is_dynamo_compiling():
@@ -90,13 +90,13 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
             return self._given()
         scope = Scope(self._modules)
         try:
-            self._scopes.append(scope)
+            self._scopes[scope] = None
             scope.enter()
+            return self._given()
         except BaseException:
+            self._scopes.pop(scope, None)
             scope.leave()
-            self._scopes.remove(scope)
             raise
-        return self._given()
 
     def __exit__(self, *_: object) -> None:
         if is_dynamo_compiling():
@@ -160,8 +160,8 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
         scopes = [*self._scopes]
         for scope in [*scopes, *(scope for scope in scopes if scope.entry.thread == me)][::-1]:
             try:
-                self._scopes.remove(scope)
-            except ValueError:  # another thread was faster
+                del self._scopes[scope]
+            except KeyError:  # another thread was faster
                 continue
             return scope
         msg = (

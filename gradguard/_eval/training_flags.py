@@ -1,8 +1,7 @@
-"""The ``training`` flags of module trees: whose they are, how they are written, who is told."""
+"""The ``training`` flags of module trees: which there are, writing them, calling ``train()``."""
 
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch.nn import Module
 
@@ -18,21 +17,25 @@ def tree(roots: Iterable[Module]) -> Modules:
     The tree is walked each time: a stored walk would be wrong as soon as a submodule is assigned,
     and nothing tells when that happens (``_modules`` is a plain dict that anybody may write to).
     """
-    found = {id(module): module for module in roots}
-    elsewhere: list[int] = []
-    todo = list(found.values())
-    for module in todo:  # grows while it is walked
+    found: list[Any] = [*roots]
+    elsewhere: list[Module] = []
+    parents: set[int] = set()
+    for module in found:  # grows while it is walked
+        if module is None:
+            continue
         if "training" not in module.__dict__:
-            elsewhere.append(id(module))
+            elsewhere.append(module)
         # torch's children() takes ten times as long.
-        for child in module._modules.values():  # noqa: SLF001
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
-                todo.append(child)
-    for key in elsewhere:
-        if not _has_own_flag(found[key]):
-            del found[key]
-    return found
+        children = module._modules  # noqa: SLF001
+        if children and id(module) not in parents:
+            parents.add(id(module))
+            found += children.values()
+    modules = dict(zip(map(id, found), found, strict=True))
+    modules.pop(id(None), None)  # a child may be None
+    for module in elsewhere:
+        if not _has_own_flag(module):
+            modules.pop(id(module), None)
+    return modules
 
 
 def _has_own_flag(module: Module) -> bool:
@@ -54,17 +57,17 @@ def write_flags(modules: Modules, flags: Mapping[int, bool]) -> None:
                 module.training = flag
 
 
-def overrides_due(modules: Modules, flags: Mapping[int, bool], told: Collection[int]) -> Modules:
+def overrides_due(modules: Modules, flags: Mapping[int, bool], called: Collection[int]) -> Modules:
     """Return the modules whose own ``train()`` must be called to bring about ``flags``.
 
-    These are the overriding modules that have another flag now or are in ``told``, and those below
-    one of them, since its ``train()`` may pass on a mode that is not theirs. Outermost first: an
+    These are the overriding modules that have another flag now or are in ``called``, and those
+    below one of them, since its ``train()`` may pass on a mode that is not theirs. Outermost first: an
     override's tree is larger than that of each override below it, also where two parents share it.
     """
     overriding = [(module, tree((module,))) for module in modules.values() if _overrides(module)]
     overriding.sort(key=lambda pair: -len(pair[1]))
     due: Modules = {}
-    reached = set(told)
+    reached = set(called)
     for module, below in overriding:
         key = id(module)
         if key in reached or module.training is not flags[key]:
@@ -75,9 +78,34 @@ def overrides_due(modules: Modules, flags: Mapping[int, bool], told: Collection[
 
 def call_overrides(modules: Modules, flags: Mapping[int, bool]) -> None:
     """Call each module's ``train()`` in this order; what one of them raises stops no other."""
-    with ExitStack() as calls:
-        for key, module in reversed(modules.items()):
-            calls.callback(module.train, bool(flags[key]))
+    for error in errors_of_overrides(modules, flags):
+        raise error
+
+
+def errors_of_overrides(modules: Modules, flags: Mapping[int, bool]) -> list[BaseException]:
+    """Call each module's ``train()`` in this order; return what they have raised.
+
+    What is raised from here has interrupted it, and some may not have been called.
+    """
+    errors: list[BaseException] = []
+    for key, module in modules.items():
+        train = module.train
+        try:
+            train(bool(flags[key]))
+        except BaseException as error:
+            if not _raised_in(train, error):
+                raise
+            errors.append(error)
+    return errors
+
+
+def _raised_in(function: Any, error: BaseException) -> bool:
+    """Tell whether a function has raised an error, or an interrupt came just before or after."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code is not code:
+        traceback = traceback.tb_next
+    return traceback is not None or code is None
 
 
 def _overrides(module: Module) -> bool:

@@ -1,21 +1,28 @@
 """Turns: of two threads that change the flags of one module, the second waits for the first.
 
 A turn is no lock: a module's own ``train()`` runs within it, and that may wait for anything. So
-turns on modules that have nothing in common never meet, and what would wait for itself goes on.
+turns on modules that have nothing in common never meet. And who would wait for ever goes on: behind
+a thread that itself waits for this one, in a turn that its own ``train()`` began, or for a lock
+that this one has. No lock says who waits for it, but a thread that waits uses no processor time.
 
 Threads meet at single operations on `_turns`, each of which is atomic. A lock around several would
 stay locked where an interrupt (Ctrl-C, a signal's handler that raises) arrives before its release.
 """
 
+import sys
+import time
+from collections import Counter
 from threading import Event, get_ident
-from typing import Protocol
+from typing import Any, Protocol
 
 from gradguard._core.torch_versions import never_compiled
 from gradguard._eval.training_flags import Modules
 
-# A thread that waits looks this often, in seconds, whether it waits for itself, since nothing would
-# wake it up then. Otherwise the end of the turn does.
+# A thread that waits looks this often, in seconds, whether that can end. The end wakes it, too.
 _LOOK_AGAIN = 0.05
+# After as many looks at which another thread has used no processor time, it counts as stuck. One
+# that computes or waits for Python's own lock does use some.
+_LOOKS_UNTIL_STUCK = 10
 
 
 class HasModules(Protocol):
@@ -36,7 +43,9 @@ def begin(about: HasModules) -> None:
     """
     _turns[about] = get_ident()
     if len(_turns) > 1:
-        while (other := _in_the_way(about)) is not None:
+        looks: Counter[Any] = Counter()
+        while (other := _in_the_way(about, looks)) is not None:
+            looks[other, _processor_time(_turns.get(other))] += 1
             _wait(other)
 
 
@@ -62,7 +71,7 @@ def forget_other_threads() -> list[HasModules]:
     return lost
 
 
-def _in_the_way(about: HasModules) -> HasModules | None:
+def _in_the_way(about: HasModules, looks: "Counter[Any]") -> HasModules | None:
     turns, me = _turns.copy(), get_ident()
     # Turns in which this one began, by an override of train(): their modules are this thread's.
     around = [mine for mine, thread in turns.items() if thread == me and mine is not about]
@@ -72,9 +81,21 @@ def _in_the_way(about: HasModules) -> HasModules | None:
             break
         if thread == me or modules.isdisjoint(other.modules):
             continue
-        if not (around and _waits_for_this_thread(thread)):
+        if around and _waits_for_this_thread(thread):
+            continue
+        if looks[other, _processor_time(thread)] < _LOOKS_UNTIL_STUCK:
             return other
     return None
+
+
+def _processor_time(thread: int | None) -> float | None:
+    """Return what a thread has used, in seconds; it counts on where that cannot be known."""
+    if thread not in sys._current_frames():  # noqa: SLF001 (documented); a thread that has ended
+        return None
+    try:
+        return time.clock_gettime(time.pthread_getcpuclockid(thread))
+    except (AttributeError, OSError):  # not on Windows and macOS: there it is waited for
+        return time.monotonic()
 
 
 def _waits_for_this_thread(thread: int) -> bool:

@@ -3,11 +3,8 @@ import copy
 import gc
 import inspect
 import io
-import os
 import pickle
-import signal
 import threading
-import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradguard._eval import entries as _entries
+from gradguard._eval import groups as _groups
 from gradguard._eval import turns as _turns
 from gradguard._eval.entries import threads_in_eval
 from gradguard._eval.evaluating import evaluating
@@ -86,9 +84,8 @@ def flags(*modules):
 @pytest.fixture(autouse=True)
 def _nothing_kept():
     yield
-    assert not _entries._entries
-    assert not _entries._own
-    assert not _entries._told
+    assert not _groups.groups
+    assert not _entries._overrides_called
     assert not _turns._turns
     assert not _turns._ended
     assert not _turns._waits_for
@@ -594,6 +591,30 @@ def test_modules_that_torch_makes(make):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.jit.freeze,
+        torch.jit.optimize_for_inference,
+        lambda part: torch.jit.freeze(part.eval()),
+    ],
+    ids=["frozen", "optimized", "frozen again"],
+)
+def test_a_frozen_script_module_has_no_flag(make):
+    """What torch.jit.freeze has made has no ``training``: it is left as it is, alone or as a part."""
+    frozen = make(torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).eval()))
+    assert not hasattr(frozen, "training")
+    model = nn.Sequential(nn.Dropout(0.5), frozen)
+    with evaluating(frozen), evaluating(model):
+        assert not model.training
+        assert not model[0].training
+        assert torch.equal(model(torch.ones(2, 3)), frozen(torch.ones(2, 3)))
+    assert model.training
+    assert model[0].training
+    assert not hasattr(frozen, "training")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_scripted_module_sees_the_flags():
     """The flag reaches the scripted code: dropout acts outside and not inside."""
     model = torch.jit.script(nn.Sequential(nn.Dropout(0.5)))
@@ -629,6 +650,15 @@ def test_a_compiled_module_sees_the_flags():
 
 
 # As a decorator
+
+
+def test_gives_back_what_it_was_given():
+    """``as`` names the module, or the tuple of several; also of a wrapper of torch.compile."""
+    one, two = net(), net()
+    with evaluating(one) as given:
+        assert given is one
+    with evaluating(one, two) as given:
+        assert given == (one, two)
 
 
 def test_decorates_a_function():
@@ -782,7 +812,7 @@ def test_a_scope_may_be_an_attribute_of_its_module():
         assert not any(flags(twin))
         assert model.training
     assert all(flags(twin))
-    assert pickle.loads(pickle.dumps(model)).eval_scope._scopes == []  # noqa: S301 (its own bytes)
+    assert pickle.loads(pickle.dumps(model)).eval_scope._scopes == {}  # noqa: S301 (its own bytes)
 
 
 # Bad input
@@ -904,34 +934,3 @@ def test_without_overrides_each_module_is_free_once_nobody_holds_it(made, data):
             held = {id(part) for scope in opened for part in scope._modules[0].modules()}
             for module, flag in zip(plain, before, strict=True):
                 assert module.training is (flag and id(module) not in held)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_forked_while_a_scope_opens_can_open_its_own():
-    """A fork amid another thread's train() override does not leave the child hanging."""
-    entered, leave = threading.Event(), threading.Event()
-
-    class Slow(nn.Module):
-        def train(self, mode=True):
-            if not mode:
-                entered.set()
-                leave.wait(5)
-            return super().train(mode)
-
-    def work():
-        with evaluating(Slow()):
-            pass
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    entered.wait(5)
-    threading.Timer(0.1, leave.set).start()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork with threads, rightly
-        child = os.fork()
-    if child == 0:
-        signal.alarm(10)
-        with evaluating(nn.Linear(1, 1)):
-            os._exit(0)
-    thread.join()
-    assert os.waitpid(child, 0)[1] == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradguard import GradState, grad_state, guards, inference_method, no_grad
-from gradguard._eval import entries as _entries
+from gradguard._eval import groups as _groups
 from gradguard._methods.attributes import modules_of_holder
 
 OUTSIDE = (True, True, GradState(True, False), False)
@@ -119,7 +119,7 @@ X = torch.ones(2, 3)
 @pytest.fixture(autouse=True)
 def _nothing_kept():
     yield
-    assert not _entries._entries
+    assert not _groups.groups
     assert guards() == ()
     assert grad_state() == GradState(True, False)
     assert not torch.is_autocast_enabled("cpu")
