@@ -61,8 +61,8 @@ def overrides_due(modules: Modules, flags: Mapping[int, bool], called: Collectio
     """Return the modules whose own ``train()`` must be called to bring about ``flags``.
 
     These are the overriding modules that have another flag now or are in ``called``, and those
-    below one of them, since its ``train()`` may pass on a mode that is not theirs. Outermost first: an
-    override's tree is larger than that of each override below it, also where two parents share it.
+    below one of them, since its ``train()`` may pass on a mode that is not theirs. Outermost first:
+    an override's tree is larger than that of each below it, also where two parents share it.
     """
     overriding = [(module, tree((module,))) for module in modules.values() if _overrides(module)]
     overriding.sort(key=lambda pair: -len(pair[1]))
