@@ -54,15 +54,25 @@ DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by num
 # `PreDispatchTorchFunctionMode`). Asking would need a trace.
 GRAPHS_DEFER_GRAD = torch.__version__ < "2.9"
 
+# What each backward() and autograd.grad() of Python's calls, by name in the module `torch.autograd`:
+# there is no public hook for "a backward begins".
+RUNS_BACKWARD = "_engine_run_backward"
+
+# What to(), cuda(), double() and the like call on each module; Module has no hook for them.
+CONVERTS = "_apply"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
+    "CONVERTS",
     "DYNAMO_FOLLOWS_INFERENCE",
     "GRAPHS_DEFER_GRAD",
     "INFERENCE_TOKEN",
+    "RUNS_BACKWARD",
     "TORCH_GUARDS",
     "CompileContext",
     "InferenceToken",
+    "default_store",
     "enter_inference",
     "exit_inference",
     "is_any_autocast_enabled",
@@ -101,6 +111,16 @@ enter_inference = INFERENCE_TOKEN if _construction_enters() else _enter_in_two_c
 # The function behind the tokens' `__exit__`, called with the token: binding it costs 30 ns.
 _exit = INFERENCE_TOKEN.__exit__
 exit_inference: Callable[..., None] = getattr(_exit, "__func__", _exit)
+
+
+def default_store() -> Any:
+    """Return the store of the default process group.
+
+    torch has no public name for the one that `init_process_group` makes.
+    """
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()  # type: ignore[no-untyped-call]  # noqa: SLF001
 
 
 def not_compiled(reason: str) -> Callable[[F], F]:

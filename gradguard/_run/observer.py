@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from gradguard._core.frames import set_libraries
 from gradguard._core.state import is_dynamo_compiling, is_inference_mode_enabled
 from gradguard._core.text import one_line
+from gradguard._core.torch_versions import CONVERTS, RUNS_BACKWARD
 from gradguard._findings.finding import Finding
 from gradguard._judge.judge import Judge
 from gradguard._judge.lines import here
@@ -86,9 +87,9 @@ class Observer:
         patches.replace(
             nn.Module, "__call__", lambda call: replacement(judge, running, call, attempt)
         )
-        patches.replace(torch.autograd, "_engine_run_backward", self._backward)
+        patches.replace(torch.autograd, RUNS_BACKWARD, self._backward)
         patches.replace(nn.Module, "train", lambda call: train(judge, running, call, attempt))
-        patches.replace(nn.Module, "_apply", self._converting)
+        patches.replace(nn.Module, CONVERTS, self._converting)
         patches.replace(nn.Parameter, "__deepcopy__", self._copying)
         patches.replace(nn.Module, "zero_grad", self._zeroing)
         patches.replace(Optimizer, "zero_grad", self._zeroing)

@@ -10,7 +10,7 @@ import functools
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gradguard._findings import json as json_form
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gradguard._findings.report import Report
+
+T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds; a rank that was killed never says that it has ended
 _PAUSE = 0.02
@@ -88,9 +90,9 @@ class Store:
         """Remember the store of the process group, if there is one now."""
         distributed = _initialized()
         if self._store is None and distributed is not None:
-            # torch has no public name for the store that init_process_group made.
-            default = distributed.distributed_c10d._get_default_store()  # noqa: SLF001
-            self._store = distributed.PrefixStore("gradguard", default)
+            from gradguard._core.torch_versions import default_store  # it imports torch
+
+            self._store = distributed.PrefixStore("gradguard", default_store())
 
     @property
     def is_there(self) -> bool:
@@ -99,16 +101,24 @@ class Store:
 
     def claim(self, name: str) -> bool:
         """Return whether this rank is the first to claim the name."""
-        return bool(self._ask(lambda store: store.add(f"told/{name}", 1) == 1, otherwise=True))
+
+        def claim(store: Any) -> bool:
+            return bool(store.add(f"told/{name}", 1) == 1)
+
+        return self._ask(claim, otherwise=True)
 
     def leave(self, rank: int, report: Report) -> None:
         """Put what this rank found where rank 0 looks."""
         text = json_form.render(report)
-        self._ask(lambda store: store.set(f"rank/{rank}", text), otherwise=None)
+
+        def leave(store: Any) -> None:
+            store.set(f"rank/{rank}", text)
+
+        self._ask(leave, otherwise=None)
 
     def end(self) -> None:
         """Say that this rank has left all it will."""
-        self._ask(lambda store: store.add("ended", 1), otherwise=None)
+        self._ended(1)
 
     def gather(self, world_size: int) -> list[Report]:
         """Return what the other ranks have left; wait a little for those that are at their end."""
@@ -117,18 +127,22 @@ class Store:
             time.sleep(_PAUSE)
         return [report for rank in range(1, world_size) for report in self._read(rank)]
 
-    def _ended(self) -> int:
-        return int(self._ask(lambda store: store.add("ended", 0), otherwise=sys.maxsize))
+    def _ended(self, more: int = 0) -> int:
+        """Return how many ranks have ended, with `more` that do now."""
+
+        def ended(store: Any) -> int:
+            return int(store.add("ended", more))
+
+        return self._ask(ended, otherwise=sys.maxsize)
 
     def _read(self, rank: int) -> list[Report]:
         def read(store: Any) -> list[Report]:
             key = f"rank/{rank}"
             return [json_form.parse(store.get(key).decode())] if store.check([key]) else []
 
-        found: list[Report] = self._ask(read, otherwise=[])
-        return found
+        return self._ask(read, otherwise=[])
 
-    def _ask(self, question: Any, *, otherwise: Any) -> Any:
+    def _ask(self, question: Callable[[Any], T], *, otherwise: T) -> T:
         if self._store is None:
             return otherwise
         try:

@@ -26,7 +26,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     from gradguard._findings.report import Process
     from gradguard._run.settings import Settings
@@ -94,7 +94,7 @@ class Parts:
         return found
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
+    def alone(self) -> Generator[bool]:
         """Tell whether no other process is in this block; a killed one is in none."""
         if fcntl is None:  # Windows: all write, and look again
             yield True

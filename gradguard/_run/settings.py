@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gradguard import __version__
 from gradguard._findings.selection import Selection
@@ -76,14 +76,9 @@ def handed_on() -> Settings | None:
     others cannot read.
     """
     text = os.environ.get(VARIABLE)
-    values = {} if text is None else json.loads(text)
+    values: dict[str, Any] = {} if text is None else json.loads(text)
     if values.pop("version", None) != __version__:
         return None
-    lists = {key: tuple(values[key]) for key in ("arguments", "names", "libraries")}
-    return Settings(**{**values, **lists})
-
-
-def hide_startup() -> None:
-    """Give this interpreter the import path that it would have had; its children see theirs."""
-    if _STARTUP in sys.path:
-        sys.path.remove(_STARTUP)
+    for key in ("arguments", "names", "libraries"):
+        values[key] = tuple(values[key])
+    return Settings(**values)

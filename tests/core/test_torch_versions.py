@@ -10,7 +10,12 @@ import pytest
 import torch
 
 import gradguard
-from gradguard._core.torch_versions import DYNAMO_FOLLOWS_INFERENCE
+from gradguard._core.torch_versions import (
+    CONVERTS,
+    DYNAMO_FOLLOWS_INFERENCE,
+    RUNS_BACKWARD,
+    default_store,
+)
 
 PACKAGE = Path(gradguard.__file__).parent
 OWNER = PACKAGE / "_core" / "torch_versions.py"
@@ -49,6 +54,38 @@ def test_dynamo_follows_a_class_that_switches_inference_mode():
 
     handled = "_enter_inference_mode" in inspect.getsource(variables)
     assert handled is DYNAMO_FOLLOWS_INFERENCE
+
+
+def test_a_backward_and_a_conversion_go_by_the_private_names(monkeypatch):
+    """What `run` replaces to see a backward and a conversion is what torch still calls."""
+    seen = []
+
+    def spy(owner, name):
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            seen.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    spy(torch.autograd, RUNS_BACKWARD)
+    spy(torch.nn.Module, CONVERTS)
+    model = torch.nn.Linear(1, 1).double()
+    model(torch.ones(1, 1, dtype=torch.float64)).sum().backward()
+    assert seen == [CONVERTS, RUNS_BACKWARD]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_the_store_of_a_process_group(tmp_path):
+    """The private name gives the store in which ranks can meet."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1
+    )
+    try:
+        assert default_store().add("gradguard/test", 2) == 2
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_importing_the_guards_imports_no_dynamo():
