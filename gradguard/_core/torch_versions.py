@@ -54,7 +54,7 @@ DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by num
 # `PreDispatchTorchFunctionMode`). Asking would need a trace.
 GRAPHS_DEFER_GRAD = torch.__version__ < "2.9"
 
-# What each backward() and autograd.grad() of Python's calls, by name in the module `torch.autograd`:
+# What each backward() and autograd.grad() of Python calls, by name in the module torch.autograd:
 # there is no public hook for "a backward begins".
 RUNS_BACKWARD = "_engine_run_backward"
 

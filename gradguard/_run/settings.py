@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradguard import __version__
+from gradguard import __version__ as _VERSION
 from gradguard._findings.selection import Selection
 
 VARIABLE = "GRADGUARD_RUN"
@@ -64,7 +64,7 @@ class Settings:
         file, as coverage.py does, needs a site-packages that can be written, and leaves the file
         behind where the process is killed.
         """
-        os.environ[VARIABLE] = json.dumps({"version": __version__, **asdict(self)})
+        os.environ[VARIABLE] = json.dumps({"version": _VERSION, **asdict(self)})
         before = os.environ.get(_PATH)
         os.environ[_PATH] = _STARTUP if before is None else f"{_STARTUP}{os.pathsep}{before}"
 
@@ -77,7 +77,7 @@ def handed_on() -> Settings | None:
     """
     text = os.environ.get(VARIABLE)
     values: dict[str, Any] = {} if text is None else json.loads(text)
-    if values.pop("version", None) != __version__:
+    if values.pop("version", None) != _VERSION:
         return None
     for key in ("arguments", "names", "libraries"):
         values[key] = tuple(values[key])
