@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradguard import __version__ as _VERSION
+from gradguard import __version__
 from gradguard._findings.selection import Selection
 
+_OURS = __version__
 VARIABLE = "GRADGUARD_RUN"
 _STARTUP = str(Path(__file__).parent / "startup")
 _PATH = "PYTHONPATH"
@@ -64,7 +65,7 @@ class Settings:
         file, as coverage.py does, needs a site-packages that can be written, and leaves the file
         behind where the process is killed.
         """
-        os.environ[VARIABLE] = json.dumps({"version": _VERSION, **asdict(self)})
+        os.environ[VARIABLE] = json.dumps({"version": _OURS, **asdict(self)})
         before = os.environ.get(_PATH)
         os.environ[_PATH] = _STARTUP if before is None else f"{_STARTUP}{os.pathsep}{before}"
 
@@ -77,7 +78,7 @@ def handed_on() -> Settings | None:
     """
     text = os.environ.get(VARIABLE)
     values: dict[str, Any] = {} if text is None else json.loads(text)
-    if values.pop("version", None) != _VERSION:
+    if values.pop("version", None) != _OURS:
         return None
     for key in ("arguments", "names", "libraries"):
         values[key] = tuple(values[key])
