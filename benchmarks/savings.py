@@ -99,7 +99,7 @@ def measured(name: str, depth: int, batch: int, rounds: int) -> dict[str, Any]:
     net, x = make(depth).eval(), torch.randn(batch, *shape)
     with Activations(x, *net.parameters(), *net.buffers()) as activations:
         net(x)
-    comparison = gradguard.compare_modes(net, x, repeats=rounds)
+    comparison = gradguard.compare_modes(net, (x,), repeats=rounds)
     figures = {"model": name, "depth": depth, "batch": batch, "activations": activations.total()}
     return figures | {"kept": [mode.kept_bytes for mode in comparison]} | ratios(comparison)
 

@@ -1,28 +1,32 @@
 """What one function costs under each mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
-from gradguard._compare import table as texts
 from gradguard._compare.figures import ModeComparison, ModeFigures
 from gradguard._compare.measuring import count, time
 from gradguard._compare.putting_back import keep
 from gradguard._compare.reachable import held_by
+from gradguard._core.text import one_line
 
 
 def compare_modes(
-    fn: Callable[..., object], /, *args: Any, repeats: int = 5, **kwargs: Any
+    fn: Callable[..., object],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    repeats: int = 5,
 ) -> ModeComparison:
     """Measure what a call costs under grad, `no_grad` and `inference_mode`.
 
     Runs ``fn(*args, **kwargs)`` under each mode and reports, for each: the time of a call (by
     `torch.utils.benchmark`, with as many threads as torch now uses), the bytes that autograd keeps
     for backward, the nodes of the graph that the result leads to, and on an accelerator the peak
-    memory. ``print(compare_modes(model, x))`` shows a table.
+    memory. ``print(compare_modes(model, (x,)))`` shows a table.
 
     The modes take turns, ``repeats`` times, so that a machine that slows down does so for all
     three. Before each turn everything listed next is put back, so the three draw the same random
@@ -52,12 +56,13 @@ def compare_modes(
     Args:
         fn: a module, or any other callable that can run in all three modes: a forward, not a
             training step. Not a coroutine or generator function, whose call runs nothing.
-        *args: its arguments.
+        args: its arguments, a tuple, as `torch.export.export` takes them.
+        kwargs: its keyword arguments, a dict.
         repeats: how many times the modes take turns.
-        **kwargs: its keyword arguments; one called ``repeats`` goes in by a lambda.
 
     Raises:
-        TypeError: if ``fn`` cannot be called, or returns a coroutine or generator.
+        TypeError: if ``fn`` cannot be called, or returns a coroutine or generator; if ``args`` is
+            no tuple, ``kwargs`` no dict with names, or ``repeats`` no int.
         ValueError: if ``repeats`` is less than 1, or a module is lazy and has not run yet.
         RuntimeError: if ``fn`` raises under one of the modes, or leaves the thread in another; the
             message says which, and the exception is its cause.
@@ -66,7 +71,7 @@ def compare_modes(
         >>> import torch
         >>> from gradguard import compare_modes
         >>> layer = torch.nn.Linear(4, 2)
-        >>> comparison = compare_modes(layer, torch.ones(8, 4), repeats=1)
+        >>> comparison = compare_modes(layer, (torch.ones(8, 4),), repeats=1)
         >>> comparison.grad.kept_bytes  # the input: 8 x 4 floats of 4 bytes
         128
         >>> comparison.no_grad.kept_bytes, comparison.inference_mode.graph_nodes
@@ -79,7 +84,10 @@ def compare_modes(
         median of 1 interleaved round(s), ...
 
     """
-    held = _checked(fn, args, kwargs, repeats)
+    kwargs = kwargs if kwargs is not None else {}
+    _check(fn, args, kwargs, repeats)
+    held = held_by(fn, args, dict(kwargs))
+    _check_none_is_lazy(held)
     call, restore = partial(fn, *args, **kwargs), keep(held)
     try:
         counts = count(call, held, restore)
@@ -92,19 +100,47 @@ def compare_modes(
     return ModeComparison(grad, no_grad, inference_mode, torch.get_num_threads(), torch.__version__)
 
 
-def _checked(fn: Any, args: Any, kwargs: Any, repeats: Any) -> list[Any]:
+def _check(fn: Any, args: Any, kwargs: Any, repeats: Any) -> None:
     if not callable(fn):
-        raise TypeError(texts.not_callable(type(fn).__name__))
-    if not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(texts.bad_repeats(repeats))
-    held = held_by(fn, args, kwargs)
-    modules = [value for value in held if isinstance(value, torch.nn.Module)]
+        msg = (
+            f"compare_modes(fn, ...) takes a module or another callable, got {type(fn).__name__}: "
+            "pass the function and its arguments apart, compare_modes(model, (x,)), or "
+            "lambda: model(x)."
+        )
+        raise TypeError(msg)
+    if not isinstance(args, tuple):
+        msg = (
+            "compare_modes(fn, args) takes the arguments of fn as a tuple, got "
+            f"{type(args).__name__}: write compare_modes(model, (x,))."
+        )
+        raise TypeError(msg)
+    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        msg = (
+            "compare_modes(fn, args, kwargs) takes the keyword arguments of fn as a dict by name, "
+            f'got {one_line(repr(kwargs))}: write compare_modes(model, (x,), {{"mask": mask}}).'
+        )
+        raise TypeError(msg)
+    if type(repeats) is not int:
+        given = f"{one_line(repr(repeats))} of type {type(repeats).__name__}"
+        msg = f"compare_modes(repeats=...) takes an int, the rounds to measure, got {given}."
+        raise TypeError(msg)
+    if repeats < 1:
+        msg = f"compare_modes(repeats=...) takes the rounds to measure, at least 1, got {repeats}."
+        raise ValueError(msg)
+
+
+def _check_none_is_lazy(held: Iterable[object]) -> None:
     lazy = [
         name
-        for module in modules
+        for module in held
+        if isinstance(module, torch.nn.Module)
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
         if is_lazy(tensor)
     ]
     if lazy:
-        raise ValueError(texts.lazy(lazy))
-    return held
+        msg = (
+            "compare_modes: the module has parameters or buffers without a size yet: "
+            f"{one_line(', '.join(lazy))}. A first forward gives them one for good. To do: run the "
+            "module once, outside inference mode, before comparing."
+        )
+        raise ValueError(msg)

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.benchmark import Timer
 
-from gradguard._compare import table as texts
 from gradguard._compare.accelerator import accelerator
 from gradguard._compare.figures import Mode
 from gradguard._compare.putting_back import Restore
 from gradguard._compare.saved_bytes import Kept, graph
 from gradguard._core.guards import enable_grad, inference_mode, no_grad
+from gradguard._core.places import place
 from gradguard._core.state import GradState, grad_state
 from gradguard._graph.tensors import tensors
 
@@ -62,15 +62,30 @@ def _turn(mode: Mode, step: str, restore: Restore, run: Callable[[], T]) -> T:
         with enable_grad(), _GUARDS[mode]():  # no_grad alone would stay in inference mode
             return run()
     except Exception as error:
-        message = texts.failed(mode, step, _place(error), f"{type(error).__name__}: {error}")
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = (
+            f"compare_modes: fn failed under {mode}, while {step}:\n  {said}{_place(error)}\n"
+            f"To do: {_ADVICE[mode]}. {_RESTORED}"
+        )
         raise RuntimeError(message) from error
+
+
+_RESTORED = "Modes, training flags, buffers, gradients and random state are back as they were."
+_FORWARD = (
+    "give compare_modes what runs without a graph: the forward, no backward or optimizer step"
+)
+_ADVICE = {
+    "grad": "let fn run with grad on, on tensors and modules that were made outside inference mode",
+    "no_grad": _FORWARD,
+    "inference_mode": f"{_FORWARD}; nor what reads versions of tensors, or keeps them for a graph",
+}
 
 
 def _place(error: Exception) -> str:
     """Say which line of the user's raised: the innermost outside torch and gradguard."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
     outside = (f for f in frames if not f.filename.startswith(_OWN))
-    return next((f'File "{f.filename}", line {f.lineno}, in {f.name}' for f in outside), "")
+    return next((f"\n  at {place(f.filename, f.lineno or 0)} in {f.name}" for f in outside), "")
 
 
 def _first_call(call: Call, mode: Mode, restore: Restore) -> None:
@@ -82,9 +97,26 @@ def _first_call(call: Call, mode: Mode, restore: Restore) -> None:
     if inspect.iscoroutine(result) or inspect.isgenerator(result):
         result.close()  # or Python would warn that the coroutine was never awaited
     if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-        raise TypeError(texts.not_run(type(result).__name__))
+        kind = type(result).__name__
+        msg = (
+            f"compare_modes: fn returned a {kind} whose body has not run, so there is nothing to "
+            f"measure. To do: give it a function that runs the body: {_TO_RUN[kind]}."
+        )
+        raise TypeError(msg)
     if after != before:
-        raise RuntimeError(texts.switched(mode, str(after)))
+        msg = (
+            f"compare_modes: fn ran under {mode} and left the thread in another mode ({after}), so "
+            "that its next call would be measured in the wrong one. To do: let fn switch the mode "
+            f"in a with block, which ends. {_RESTORED}"
+        )
+        raise RuntimeError(msg)
+
+
+_TO_RUN = {
+    "coroutine": "lambda: asyncio.run(fn(…))",
+    "generator": "lambda: list(fn(…))",
+    "async_generator": "a function that runs a loop over it",
+}
 
 
 def _count(call: Call, mode: Mode, held: list[Any], restore: Restore) -> Counts:

@@ -5,7 +5,7 @@ Each ``keep…`` notes the state now and returns a function that puts it back, a
 
 import random
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,13 +26,18 @@ def keep(held: Iterable[object]) -> Restore:
     modules = tree(roots)
     tensors = [value for value in held if isinstance(value, Tensor)]
     flags = _keep_flags(modules)
-    parts = [
+    attributes = [
+        *map(_keep_registered, modules.values()),
         *map(_keep_attributes, modules.values()),
+    ]
+    parts = [
         *(_keep_tensor(*slot) for slot in _slots(modules.values(), tensors)),
         *_keep_random(value for value in held if isinstance(value, Generator)),
     ]
 
     def restore() -> None:
+        for attribute in attributes:
+            attribute()
         flags()
         # Inference mode, because outside it an inference tensor may not be written to.
         with inference_mode():
@@ -52,18 +57,47 @@ def _keep_flags(modules: Modules) -> Restore:
     return restore
 
 
+def _keep_registered(module: Module) -> Restore:
+    """Keep which parameters, buffers and submodules there are: replaced, set to None, deleted."""
+    names = ("_parameters", "_buffers", "_modules")
+    # Those of a ScriptModule are views of what C++ holds, and cannot be written.
+    own = [vars(module)[name] for name in names if type(vars(module).get(name)) is dict]
+    before = [dict(registered) for registered in own]
+
+    def restore() -> None:
+        for registered, was in zip(own, before, strict=True):
+            if not _are_the_same(registered, was):
+                registered.clear()
+                registered.update(was)
+
+    return restore
+
+
+def _are_the_same(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    return [*one] == [*other] and all(one[name] is other[name] for name in one)
+
+
 def _keep_attributes(module: Module) -> Restore:
-    """Keep which tensor a plain attribute is: a cache, a hidden state that forward stores."""
+    """Keep which tensor a plain attribute is: a cache, a hidden state that forward stores.
+
+    And what else forward sets to None or deletes. Other changes stay: a counter, say.
+    """
     before = dict(vars(module))
 
     def restore() -> None:
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and name not in before:
+        now = vars(module)
+        for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+            if name not in before:
                 delattr(module, name)
-            elif isinstance(value, Tensor) and value is not before[name]:
-                setattr(module, name, before[name])
+        for name, value in before.items():
+            if name not in now or (now[name] is not value and _counts(value, now[name])):
+                setattr(module, name, value)
 
     return restore
+
+
+def _counts(before: object, now: object) -> bool:
+    return now is None or isinstance(before, Tensor) or isinstance(now, Tensor)
 
 
 def _slots(

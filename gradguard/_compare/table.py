@@ -3,12 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gradguard._core.text import one_line
-
 if TYPE_CHECKING:
     from gradguard._compare.figures import ModeComparison, ModeFigures
-
-RESTORED = "Modes, training flags, buffers, gradients and random state are back as they were."
 
 
 def table(comparison: "ModeComparison") -> str:
@@ -79,64 +75,3 @@ def ratio(value: float | None, base: float | None) -> str:
 def optional(value: int | None, write: Callable[[int], str]) -> str:
     """Write a value, or - where it is not known."""
     return "-" if value is None else write(value)
-
-
-def failed(mode: str, step: str, place: str, error: str) -> str:
-    where = f"\n  at {place}" if place else ""
-    return (
-        f"compare_modes: fn failed under {mode}, while {step}:\n  {error.splitlines()[0]}{where}\n"
-        f"To do: {_ADVICE[mode]}. {RESTORED}"
-    )
-
-
-_FORWARD = (
-    "give compare_modes what runs without a graph: the forward, no backward or optimizer step"
-)
-_ADVICE = {
-    "grad": "let fn run with grad on, on tensors and modules that were made outside inference mode",
-    "no_grad": _FORWARD,
-    "inference_mode": f"{_FORWARD}; nor what reads versions of tensors, or keeps them for a graph",
-}
-
-
-def switched(mode: str, now: str) -> str:
-    return (
-        f"compare_modes: fn ran under {mode} and left the thread in another mode ({now}), so that "
-        "its next call would be measured in the wrong one. To do: let fn switch the mode in a "
-        f"with block, which ends. {RESTORED}"
-    )
-
-
-def not_run(kind: str) -> str:
-    how = {
-        "coroutine": "lambda: asyncio.run(fn(…))",
-        "generator": "lambda: list(fn(…))",
-        "async_generator": "a function that runs a loop over it",
-    }[kind]
-    return (
-        f"compare_modes: fn returned a {kind} whose body has not run, so there is nothing to "
-        f"measure. To do: give it a function that runs the body: {how}."
-    )
-
-
-def not_callable(kind: str) -> str:
-    return (
-        f"compare_modes needs a module or another callable, got {kind}. To do: pass the function "
-        "and its arguments apart, compare_modes(model, x), or lambda: model(x)."
-    )
-
-
-def bad_repeats(repeats: object) -> str:
-    return (
-        "compare_modes: repeats must be a whole number of at least 1, got "
-        f"{one_line(repr(repeats))}. To do: pass how many times the modes take turns; if fn itself "
-        "has an argument of that name, lambda: fn(x, repeats=…)."
-    )
-
-
-def lazy(names: Sequence[str]) -> str:
-    return (
-        "compare_modes: the module has parameters or buffers without a size yet: "
-        f"{one_line(', '.join(names))}. A first forward gives them one for good. To do: run the "
-        "module once, outside inference mode, before comparing."
-    )

@@ -23,6 +23,7 @@ from gradguard._compare import table as texts
 from gradguard._compare.figures import ModeComparison, ModeFigures
 from gradguard._compare.reachable import held_by
 from gradguard._compare.saved_bytes import Kept
+from gradguard._core.places import file_shown
 
 MODES = ("grad", "no_grad", "inference_mode")
 
@@ -37,7 +38,7 @@ def _quick(monkeypatch):
 
 
 def compare(fn, *args, **kwargs):
-    return compare_modes(fn, *args, repeats=1, **kwargs)
+    return compare_modes(fn, args, kwargs, repeats=1)
 
 
 def conv_net():
@@ -503,7 +504,7 @@ class TestStateIsPutBack:
         """Autocast caches the casts of weights: those made under one mode spoil no other."""
         net = nn.Linear(4, 2)
         with torch.autocast("cpu", torch.bfloat16):
-            comparison = compare_modes(net, x, repeats=3)
+            comparison = compare_modes(net, (x,), repeats=3)
             net(x).sum().backward()
         assert comparison.grad.graph_nodes > 4
         assert net.weight.grad is not None
@@ -522,7 +523,7 @@ class TestStateIsPutBack:
         compiled = []
         net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
         fast = torch.compile(net, backend=lambda gm, _: compiled.append(1) or gm, fullgraph=True)
-        comparison = compare_modes(fast, x, repeats=2)
+        comparison = compare_modes(fast, (x,), repeats=2)
         assert len(compiled) <= 3
         assert comparison.grad.kept_bytes > 0
         assert net[1].num_batches_tracked == 0
@@ -547,9 +548,8 @@ class TestFailures:
         message = str(caught.value)
         assert f"fn failed under {mode}, while running it for the first time" in message
         assert "ZeroDivisionError: division by zero" in message
-        assert (
-            f'File "{__file__}", line {helper.__code__.co_firstlineno + 1}, in <lambda>' in message
-        )
+        line = helper.__code__.co_firstlineno + 1
+        assert f"\n  at {file_shown(__file__)}:{line} in <lambda>\n" in message
         assert f"To do: {texts._ADVICE[mode]}. {texts.RESTORED}" in message
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -632,16 +632,36 @@ class TestFailures:
     @pytest.mark.parametrize("value", [x, None, "net"])
     def test_of_what_cannot_be_called(self, value):
         """The value of a call instead of the function is refused by its type."""
-        with pytest.raises(
-            TypeError, match=f"got {type(value).__name__}. To do: pass the function"
-        ):
+        with pytest.raises(TypeError, match=f"got {type(value).__name__}: pass the function"):
             compare_modes(value)
 
-    @pytest.mark.parametrize("repeats", [0, -1, 1.5, "3", None])
-    def test_of_repeats(self, repeats):
-        """A value of repeats that is no whole number of at least 1 is refused."""
-        with pytest.raises(ValueError, match=f"at least 1, got '?{repeats}'?. To do"):
+    @pytest.mark.parametrize("repeats", [0, -1])
+    def test_of_too_few_repeats(self, repeats):
+        """Fewer than one round is refused."""
+        with pytest.raises(
+            ValueError, match=rf"^compare_modes\(repeats=.*at least 1, got {repeats}"
+        ):
             compare_modes(lambda: None, repeats=repeats)
+
+    @pytest.mark.parametrize("repeats", [1.5, "3", None, True])
+    def test_of_repeats_that_are_no_int(self, repeats):
+        """A number of rounds that is no int is refused, and a bool is none."""
+        with pytest.raises(
+            TypeError, match=rf"^compare_modes\(repeats=.*got '?{repeats}'? of type"
+        ):
+            compare_modes(lambda: None, repeats=repeats)
+
+    @pytest.mark.parametrize("args", [x, [x], None, "x"], ids=["tensor", "list", "none", "str"])
+    def test_of_arguments_that_are_no_tuple(self, args):
+        """The arguments come as a tuple, as torch.export takes them."""
+        with pytest.raises(TypeError, match=rf"got {type(args).__name__}: write .*\(x,\)"):
+            compare_modes(nn.Identity(), args)
+
+    @pytest.mark.parametrize("kwargs", [[("a", 1)], {1: 2}, "a=1"])
+    def test_of_keyword_arguments_that_are_no_dict(self, kwargs):
+        """The keyword arguments come as a dict by name."""
+        with pytest.raises(TypeError, match=r"as a dict by name, got .*: write "):
+            compare_modes(nn.Identity(), (x,), kwargs)
 
     def test_of_a_lazy_module(self):
         """A first forward would give it parameters for good, so it is refused."""
@@ -820,3 +840,58 @@ class TestTable:
     def test_writes_bytes_with_their_unit(self, count, text):
         """Bytes up to gibibytes."""
         assert texts.size(count) == text
+
+
+class Rebuilding(nn.Module):
+    """A module that changes what it is made of in one way."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("mean", torch.zeros(2))
+        self.cache = {"a": 1}
+        self.state = torch.zeros(1)
+        self.calls = 0
+        self.change = change
+
+    def forward(self, x):
+        self.calls += 1
+        self.change(self)
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "cache", None),
+        lambda net: net.__dict__.pop("cache", None),
+        lambda net: setattr(net, "state", None),
+        lambda net: net.__dict__.pop("state", None),
+        lambda net: setattr(net, "state", "none yet"),
+        lambda net: setattr(net, "mean", None),
+        lambda net: net._buffers.pop("mean", None),
+        lambda net: setattr(net, "weight", None),
+        lambda net: setattr(net, "weight", nn.Parameter(torch.zeros(2))),
+        lambda net: net._parameters.pop("weight", None),
+        lambda net: setattr(net, "layer", None),
+        lambda net: net._modules.pop("layer", None),
+        lambda net: setattr(net, "layer", nn.Identity()),
+        lambda net: setattr(net, "extra", torch.ones(1)),
+        lambda net: net.register_buffer("more", torch.ones(1)),
+    ],
+)
+def test_what_a_call_replaces_sets_to_none_or_deletes_is_put_back(change):
+    """Attributes, parameters, buffers and submodules are afterwards those of before."""
+    net = Rebuilding(change)
+    registered = ("_parameters", "_buffers", "_modules")
+    before = {name: dict(vars(net)[name]) for name in registered}
+    attributes = {name: vars(net)[name] for name in vars(net) if name not in registered}
+    compare(net, x)
+    for name in registered:
+        assert [*vars(net)[name]] == [*before[name]]
+        assert all(vars(net)[name][key] is before[name][key] for key in before[name])
+    del attributes["calls"]
+    assert vars(net).keys() == {*registered, *attributes, "calls"}
+    assert all(vars(net)[name] is value for name, value in attributes.items())
+    assert net.calls > 0  # a counter is left alone

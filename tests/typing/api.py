@@ -149,7 +149,7 @@ with gradguard.trace() as switches:
         assert_type(switch.lineno, int)
         assert_type(switch.before, GradState)
     switches.export_chrome_trace("trace.json")
-comparison = gradguard.compare_modes(model, torch.ones(1), repeats=3)
+comparison = gradguard.compare_modes(model, (torch.ones(1),), repeats=3)
 assert_type(str(comparison), str)
 
 
