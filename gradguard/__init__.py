@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gradguard._assertions.parameters import assert_parameters_used as assert_parameters_used
     from gradguard._assertions.trainable import assert_trainable as assert_trainable
     from gradguard._compare.compare_modes import compare_modes as compare_modes
+    from gradguard._compare.figures import ModeComparison as ModeComparison
+    from gradguard._compare.figures import ModeFigures as ModeFigures
     from gradguard._core.guard_stack import guards as guards
     from gradguard._core.guards import enable_grad as enable_grad
     from gradguard._core.guards import inference_mode as inference_mode
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from gradguard._tasks.asyncio_tasks import isolate_tasks as isolate_tasks
     from gradguard._tasks.carry import carry as carry
     from gradguard._tasks.isolated import isolated as isolated
+    from gradguard._trace.switch import Switch as Switch
+    from gradguard._trace.trace import Trace as Trace
     from gradguard._trace.trace import trace as trace
     from gradguard._watch.inference import watch_inference as watch_inference
     from gradguard._watch.training import watch_training as watch_training
@@ -46,6 +50,10 @@ _MODULE_OF = {
     "GradModeError": "_errors",
     "GradModeWarning": "_errors",
     "GradState": "_core.state",
+    "ModeComparison": "_compare.figures",
+    "ModeFigures": "_compare.figures",
+    "Switch": "_trace.switch",
+    "Trace": "_trace.trace",
     "assert_detached": "_assertions.detached",
     "assert_grad_enabled": "_assertions.mode",
     "assert_gradients": "_assertions.parameters",

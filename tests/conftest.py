@@ -45,6 +45,9 @@ def some_trainer(tmp_path, monkeypatch):
 
         def main(look):
             return run(look)
+
+        def leave():
+            torch.set_grad_enabled(False)
     """
     (folder / "__init__.py").write_text(textwrap.dedent(source))
     monkeypatch.syspath_prepend(folder.parent)

@@ -141,3 +141,6 @@ def _attached(shown: Sequence[tuple[str, str]], count: int) -> str:
 
 
 never_compiled(globals())
+
+
+assert_detached.__module__ = "gradguard"

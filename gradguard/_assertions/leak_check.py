@@ -205,3 +205,6 @@ def add_note(error: BaseException, note: str) -> None:
     """Add a note as Python 3.11 does; 3.10 keeps it, too, though its tracebacks do not show it."""
     notes: list[str] = getattr(error, "__notes__", [])
     vars(error)["__notes__"] = [*notes, note]
+
+
+leak_check.__module__ = "gradguard"

@@ -9,7 +9,7 @@ from typing import Any
 from torch.nn import Module
 
 from gradguard._core.guard_stack import Boundary, Link, close_above, links, thread
-from gradguard._core.state import GradState, grad_state, set_grad, set_inference
+from gradguard._core.state import GradState, grad_state, put_back
 from gradguard._core.text import one_line
 from gradguard._core.torch_versions import TORCH_GUARDS, InferenceToken
 from gradguard._eval.entries import own_flags, write_own_flags
@@ -66,9 +66,8 @@ class Start:
         return f"{message}\n{_end(in_use)}"
 
     def _put_mode_back(self, now: GradState) -> None:
-        if now.inference_mode is not self.state.inference_mode:
-            set_inference(self.state.inference_mode, list(_left_by_torch(self.state)))
-        set_grad(self.state.grad_enabled)
+        leaked = now.inference_mode is not self.state.inference_mode
+        put_back(self.state, list(_left_by_torch(self.state)) if leaked else ())
 
     def _in_use(self, frame: FrameType) -> list[Link]:
         """Return the guards opened since that what now ends the block is in, innermost first.

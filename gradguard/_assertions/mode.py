@@ -144,3 +144,8 @@ def assert_inference_mode() -> None:
 
 def _failed(wrong: str, lines: Sequence[str], todo: str) -> GradModeError:
     return GradModeError(with_rank("\n".join([f"{wrong}.", *lines, todo])))
+
+
+for _public in (assert_grad_enabled, assert_no_grad, assert_inference_mode):
+    _public.__module__ = "gradguard"
+del _public

@@ -196,3 +196,8 @@ def _why_no_graph(loss: Tensor, module: nn.Module) -> tuple[str, list[str]]:
 
 
 never_compiled(globals())
+
+
+for _public in (assert_parameters_used, assert_gradients):
+    _public.__module__ = "gradguard"
+del _public

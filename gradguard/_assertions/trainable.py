@@ -172,3 +172,6 @@ def _loads(instruction: dis.Instruction, own: tuple[str, ...]) -> bool:
 
 
 never_compiled(globals())
+
+
+assert_trainable.__module__ = "gradguard"

@@ -144,3 +144,6 @@ def _check_none_is_lazy(held: Iterable[object]) -> None:
             "module once, outside inference mode, before comparing."
         )
         raise ValueError(msg)
+
+
+compare_modes.__module__ = "gradguard"

@@ -63,8 +63,8 @@ def grad_state() -> GradState:
     return GradState(is_grad_enabled(), is_inference_mode_enabled())
 
 
-def put_back(state: GradState) -> None:
-    """Bring back `state` where something was left switched for good."""
+def put_back(state: GradState, spent: Sequence[InferenceToken] = ()) -> None:
+    """Bring back `state` where something was left switched for good, using up tokens `spent`."""
     if is_inference_mode_enabled() is not state.inference_mode:
-        set_inference(state.inference_mode)
+        set_inference(state.inference_mode, spent)
     set_grad(state.grad_enabled)

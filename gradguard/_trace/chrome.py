@@ -42,13 +42,15 @@ def _of(record: RecordedSwitch, end: int) -> Iterator[dict[str, Any]]:
     switch = record.switch
     before, after = mode(switch.before), mode(switch.after)
     where = place(switch.filename, switch.lineno)
-    event = {
+    event: dict[str, Any] = {
         "cat": "grad_mode",
         "ts": record.at / 1000,  # microseconds
         "pid": os.getpid(),
         "tid": record.thread_id,
         "args": {"where": where, "function": switch.function, "before": before, "after": after},
     }
+    if (library := record.library) is not None:
+        event["args"]["library"] = place(library.filename, library.lineno)
     yield {**event, "name": f"{before} -> {after}", "ph": "i", "s": "t"}
     if record.opens:
         until = end if record.closed is None else min(record.closed, end)

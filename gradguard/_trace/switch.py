@@ -14,7 +14,14 @@ class Switch(NamedTuple):
     """One change of the mode: the line that made it, its thread, and the mode before and after.
 
     The line is that of the first frame outside torch, gradguard and whatever else is installed,
-    see `gradguard._core.frames.user_frame`; `thread` is a thread's name.
+    unless that is the program itself; `thread` is a thread's name.
+
+    >>> import gradguard, torch
+    >>> with gradguard.trace() as switches, torch.no_grad():
+    ...     pass
+    >>> first, second = switches
+    >>> first.before.grad_enabled, first.after.grad_enabled
+    (True, False)
     """
 
     filename: str
@@ -69,3 +76,6 @@ def lineno_of(code: CodeType, instruction: int) -> int:
         if start <= instruction < end and line is not None:
             return line
     return code.co_firstlineno
+
+
+Switch.__module__ = "gradguard"

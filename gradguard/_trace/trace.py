@@ -69,6 +69,14 @@ class Trace:
     """The switches of one `trace()` block, oldest first; can be read during the block and after.
 
     ``str()`` is a table, in which an asterisk marks those that were never switched back.
+
+    >>> import gradguard, torch
+    >>> with gradguard.trace() as switches:
+    ...     torch.set_grad_enabled(False).__class__.__name__
+    'set_grad_enabled'
+    >>> len(switches), switches.left_switched() == list(switches)
+    (1, True)
+    >>> _ = torch.set_grad_enabled(True)
     """
 
     def __init__(self, limit: int) -> None:
@@ -134,6 +142,11 @@ class Trace:
     def _records(self) -> list[RecordedSwitch]:
         found = {record.number: record for record in (*self._open(), *snapshot(self._ring))}
         return sorted(found.values(), key=_number)
+
+
+for _public in (trace, Trace):
+    _public.__module__ = "gradguard"
+del _public
 
 
 def _number(record: RecordedSwitch) -> int:

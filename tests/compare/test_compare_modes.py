@@ -550,7 +550,7 @@ class TestFailures:
         assert "ZeroDivisionError: division by zero" in message
         line = helper.__code__.co_firstlineno + 1
         assert f"\n  at {file_shown(__file__)}:{line} in <lambda>\n" in message
-        assert f"To do: {texts._ADVICE[mode]}. {texts.RESTORED}" in message
+        assert f"To do: {_measure._ADVICE[mode]}. {_measure._RESTORED}" in message
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
     def test_of_a_training_step(self):

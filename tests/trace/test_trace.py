@@ -965,3 +965,41 @@ def test_no_trace_costs_nothing():
     assert patching.replaced() == before
     assert "torch._C._set_grad_enabled" not in before
     assert not isinstance(torch._C._set_grad_enabled, _recording._Recorded)
+
+
+def test_switches_can_be_pickled():
+    """A list of switches goes to another process, and the types by their public names."""
+    with trace() as found, torch.no_grad():
+        pass
+    switches = list(found)
+    assert pickle.loads(pickle.dumps(switches)) == switches  # noqa: S301 (our own)
+    for public in (gradguard.Switch, gradguard.Trace):
+        assert public.__module__ == "gradguard"
+        assert pickle.loads(pickle.dumps(public)) is public  # noqa: S301 (our own)
+
+
+def test_a_librarys_switch_is_the_users_line(some_trainer, tmp_path):
+    """A switch by an installed library is at the line that called it, with its own line second."""
+    with trace() as found:
+        some_trainer.main(grad_state)
+        expected = line(-1)
+    assert lines(found) == [expected] * 2
+    row = str(found).splitlines()[1]
+    assert f"{SHOWN}:{expected} ({some_trainer.__file__}:5)" in row
+    found.export_chrome_trace(tmp_path / "trace.json")
+    (event, *_) = [
+        each
+        for each in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        if each["ph"] == "i"
+    ]
+    assert event["args"]["library"] == f"{some_trainer.__file__}:5"
+
+
+def test_what_a_library_left_switched_is_named_by_the_users_line(some_trainer):
+    """What assertions quote of a trace is the user's line, then the library's."""
+    with trace():
+        some_trainer.leave()  # the call
+        assert recorded_origin(grad_state()).endswith(
+            f"some_trainer.leave()  # the call (inside it: {some_trainer.__file__}:12 in leave)"
+        )
+        torch.set_grad_enabled(True)
