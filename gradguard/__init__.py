@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gradguard._compare.compare_modes import compare_modes as compare_modes
     from gradguard._compare.figures import ModeComparison as ModeComparison
     from gradguard._compare.figures import ModeFigures as ModeFigures
-    from gradguard._core.guard_stack import guards as guards
+    from gradguard._core.abandoned import guards as guards
     from gradguard._core.guards import enable_grad as enable_grad
     from gradguard._core.guards import inference_mode as inference_mode
     from gradguard._core.guards import no_grad as no_grad
@@ -66,7 +66,7 @@ _MODULE_OF = {
     "enable_grad": "_core.guards",
     "evaluating": "_eval.evaluating",
     "grad_state": "_core.state",
-    "guards": "_core.guard_stack",
+    "guards": "_core.abandoned",
     "inference_function": "_methods.inference_function",
     "inference_method": "_methods.inference_method",
     "inference_mode": "_core.guards",

@@ -37,6 +37,12 @@ class GradModeWarning(UserWarning):
     """
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note as Python 3.11 does; 3.10 keeps it, too, though its tracebacks do not show it."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    vars(error)["__notes__"] = [*notes, note]
+
+
 for _public in (GradModeError, GradLeakError, GradModeWarning):
     _public.__module__ = "gradguard"
 del _public

@@ -12,7 +12,7 @@ from gradguard._assertions.left_switched import Start
 from gradguard._core.decorating import decorate_each
 from gradguard._core.rank import with_rank
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.suspended_bodies import Body
+from gradguard._core.suspended_bodies import Body, Suspendable
 from gradguard._core.wrappers import CallContext
 from gradguard._errors import GradLeakError
 from gradguard._locate.enclosing import Block
@@ -161,6 +161,7 @@ class _CheckedBody(Body):
     """A body under its own mode, which is compared with what it began with when it ends."""
 
     __slots__ = ("_call", "_flags", "_modules", "_start")
+    step = Suspendable.step  # by the methods below
 
     def __init__(self, modules: tuple[Module, ...], call: _Call) -> None:
         super().__init__()

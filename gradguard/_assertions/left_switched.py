@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.nn import Module
 
-from gradguard._core.guard_stack import Boundary, Link, close_above, links, thread
+from gradguard._core.exits import close_above
+from gradguard._core.guard_stack import Boundary, Link, links, thread
 from gradguard._core.state import GradState, grad_state, put_back
 from gradguard._core.text import one_line
 from gradguard._core.torch_versions import TORCH_GUARDS, InferenceToken

@@ -1,24 +1,34 @@
 """What each guard does on entry and exit, right under nesting, sharing and any order of exits.
 
-`no_grad()` and the others return the same object each time: it has no state of its own, what it
-found on entry lies on the thread's chain (`_stack`). A class whose ``__new__`` is written in
-Python, as torch's is, costs half as much again.
+What a guard found on entry lies on its thread's chain (`guard_stack`), so that one object may be
+entered any number of times. Each ``with no_grad():`` has an object of its own all the same: two
+that are open are told apart when they are exited out of order. The classes have no ``__init__``
+where they can do without: it costs a tenth of the whole `with`.
+
+Where an interrupt (Ctrl-C, the handler of a signal) may come between two bytecodes, CPython looks
+for it: at the beginning of a function written in Python, and when a call has returned. So an entry
+takes back what it did, and an exit does to the end what it began. The beginning of `__exit__`
+itself is out of reach, for torch's guards, too: see `abandoned` and `Owner`.
 """
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from weakref import ref
 
+from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import CompiledGrad, compiled_decorated_inference
 from gradguard._core.decorating import decorate
-from gradguard._core.guard_stack import Link, Opener, close_out_of_order, grad_inside, thread
+from gradguard._core.exits import close, exit_again, undo_entry
+from gradguard._core.fast_wrappers import under_inference, under_no_grad
+from gradguard._core.guard_stack import Link, Opener, Owner, fast, grad_inside, thread
 from gradguard._core.state import (
     enter_inference,
+    exit_inference,
     is_grad_enabled,
     is_inference_mode_enabled,
     set_grad,
 )
 from gradguard._core.suspended_bodies import Body, Suspendable
-from gradguard._core.wrappers import under_inference, under_no_grad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,17 +42,21 @@ F = TypeVar("F", bound=Decoratable)
 class Guard(Opener):
     """A context manager and decorator that may be open any number of times, in any thread."""
 
-    __slots__ = ("_name", "_text")
+    __slots__ = ()
 
-    def __init__(self, text: str, name: str) -> None:
-        self._text = text
-        self._name = name
+    def __eq__(self, other: object) -> bool:
+        """Tell whether `other` does the same: each ``no_grad()`` is an object of its own."""
+        return isinstance(other, Guard) and repr(self) == repr(other)
 
-    def __repr__(self) -> str:
-        return self._text
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        return self._name  # a copy or a pickle of a shared guard is that guard
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+    def clone(self) -> "Guard":
+        """Return another guard of the same kind, as torch's guards do."""
+        return type(self)()
 
     def while_compiling(self) -> AbstractContextManager[None]:
         """A guard of the same effect that Dynamo can follow."""
@@ -56,37 +70,63 @@ class Guard(Opener):
         """Switch the mode and put this guard on the thread's chain."""
         raise NotImplementedError
 
+    def enter_body(self) -> None:
+        """The same as the first guard of a body that can be suspended, which ends all it opened."""
+        self.__enter__()
+
     # Three parameters by name: *exc would cost a tenth of the whole `with`.
-    def __exit__(self, exc_type: object = None, exc: object = None, tb: object = None) -> None:
-        cell = thread.cell
-        top = cell[0]
-        if top is None or top[0] is not self:
-            close_out_of_order(self)
-            return
-        _, found, token, cell[0] = top
-        if token is None:
-            set_grad(found)  # type: ignore[arg-type]  # None comes with a token
-        else:
-            token.__exit__(None, None, None)
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc: BaseException | None = None,
+        tb: object = None,
+    ) -> None:
+        try:
+            cell = fast.cell
+            guard, found, token, below = top = cell[0]
+            if guard is self and token is None:
+                set_grad(found)
+                cell[0] = below
+                return
+        except (AttributeError, TypeError):
+            pass  # nothing is open in this thread
+        except BaseException:
+            exit_again(self, locals().get("top"))
+            raise
+        close(self, exc)
 
     def __call__(self, orig_func: F) -> F:
         decorated: F = decorate(orig_func, self)
         return decorated
 
 
-class _NoGrad(Guard):
+Guard.__module__ = "gradguard"
+
+
+class NoGrad(Guard):
     """Recording off; inference mode stays as it is."""
 
     __slots__ = ()
     grad = False
     plain_wrapper = staticmethod(under_no_grad)
 
+    def __repr__(self) -> str:
+        return "no_grad()"
+
     def __enter__(self) -> None:
-        cell = thread.cell
+        try:
+            cell = fast.cell
+        except AttributeError:
+            cell = own_cell()
+        below = cell[0]
         found = is_grad_enabled()
-        cell[0] = (self, found, None, cell[0])
-        if found:
-            set_grad(False)
+        try:
+            cell[0] = (self, found, None, below)
+            if found:
+                set_grad(False)
+        except BaseException:
+            undo_entry(below, found)
+            raise
 
     def while_compiling(self) -> AbstractContextManager[None]:
         return CompiledGrad(False)
@@ -110,53 +150,134 @@ class _Left:
         set_grad(self._found)
 
 
-class _EnableGrad(Guard):
+class EnableGrad(Guard):
     """Recording on, leaving inference mode, inside which nothing is recorded."""
 
     __slots__ = ()
     grad = True
+    inference = False
+
+    def __repr__(self) -> str:
+        return "enable_grad()"
 
     def __enter__(self) -> None:
-        cell = thread.cell
+        try:
+            cell = fast.cell
+        except AttributeError:
+            cell = own_cell()
+        below = cell[0]
         found = is_grad_enabled()
-        token = _Left(found) if is_inference_mode_enabled() else None
-        cell[0] = (self, found, token, cell[0])
-        if not found:
-            set_grad(True)
+        token = None
+        try:
+            token = _Left(found) if is_inference_mode_enabled() else None
+            cell[0] = (self, found, token, below)
+            if not found:
+                set_grad(True)
+        except BaseException:
+            undo_entry(below, found, token)
+            raise
 
     def while_compiling(self) -> AbstractContextManager[None]:
         return CompiledGrad(True)
 
 
-class _InferenceOn(Guard):
+class InferenceMode(Guard, Owner):
+    """Inference mode on or off, with a token of torch's that brings back what was before."""
+
+    __slots__ = ("_maker",)
+    mode: bool
+
+    def __init__(self, maker: list[Link | None] | None = None) -> None:
+        """Make the guard; in the thread of `maker`, its cell, it may hold the token of an entry."""
+        self._maker = maker
+        self.link = self.token = None
+
+    def __repr__(self) -> str:
+        return f"inference_mode(mode={self.mode})"
+
+    def __call__(self, orig_func: F) -> F:
+        self._maker = None  # it is many calls' now
+        return super().__call__(orig_func)
+
+    def clone(self) -> "InferenceMode":
+        """Return another guard of the same kind."""
+        return type(self)(thread.cell)
+
+    def _open(self, cell: list[Link | None], found: bool | None) -> None:
+        """Switch inference mode, and link this entry.
+
+        The token lies on the chain where the guard holds that of another entry, or might be
+        entered by two threads at once.
+        """
+        below = cell[0]
+        if self._maker is cell and self.link is None:
+            itself = ref(self)
+            self.token = enter_inference(self.mode)
+            cell[0] = self.link = (_IN_THE_PLACE_OF[self.mode], found, itself, below)
+        else:
+            cell[0] = (self, found, enter_inference(self.mode), below)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc: BaseException | None = None,
+        tb: object = None,
+    ) -> None:
+        try:
+            cell = fast.cell
+            top = cell[0]
+            if top is self.link and top is not None:
+                exit_inference(self.token, None, None, None)
+                cell[0] = top[3]
+                self.link = self.token = None
+                return
+        except AttributeError:
+            pass  # nothing is open in this thread
+        except BaseException:
+            exit_again(self, self.link)
+            raise
+        close(self, exc)
+
+
+class InferenceOn(InferenceMode):
     """Inference mode on; torch's own switch turns grad mode off with it."""
 
     __slots__ = ()
     grad = False
-    enters_inference = True
+    inference = mode = is_inference_block = True
     plain_wrapper = staticmethod(under_inference)
 
     def __enter__(self) -> None:
-        cell = thread.cell
-        found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
-        cell[0] = (self, found, enter_inference(True), cell[0])
+        try:
+            cell = fast.cell
+        except AttributeError:
+            cell = own_cell()
+        self._open(cell, is_grad_enabled() or (None if is_inference_mode_enabled() else False))
 
     def while_compiling(self) -> AbstractContextManager[None]:
         return compiled_decorated_inference(True)
 
 
-class _InferenceOff(Guard):
+class InferenceOff(InferenceMode):
     """Inference mode off, with the grad mode that surrounds the inference block."""
 
     __slots__ = ()
-    grad = None
+    inference = mode = False
 
     def __enter__(self) -> None:
-        cell = thread.cell
-        found = is_grad_enabled()
-        grad = grad_inside(found, is_inference_mode_enabled())
-        cell[0] = (self, found, enter_inference(False), cell[0])
-        set_grad(grad)
+        try:
+            cell = fast.cell
+        except AttributeError:
+            cell = own_cell()
+        below, found = cell[0], is_grad_enabled()
+        try:
+            grad = grad_inside(found, is_inference_mode_enabled())
+            self._open(cell, found)
+            set_grad(grad)
+        except BaseException:
+            if cell[0] is not below:
+                exit_again(self, cell[0])
+            raise
 
     def while_compiling(self) -> AbstractContextManager[None]:
         return compiled_decorated_inference(False)
@@ -169,13 +290,20 @@ class SetGrad(Guard):
     by its cell, which, unlike a thread's number, is never given to another thread.
     """
 
-    __slots__ = ("_before", "_maker", "grad")
+    __slots__ = ("_before", "_maker", "grad", "inference")
+    grad: bool
 
-    def __init__(self, mode: bool) -> None:  # no super(): a plain call must be cheap
+    def __init__(self, mode: bool) -> None:
         self.grad = mode
+        self.inference = False if mode else None
         self._before = is_grad_enabled()
         self._maker: list[Link | None] | None = thread.cell
         set_grad(mode)
+
+    @property
+    def mode(self) -> bool:
+        """The mode that it sets, as torch's has it."""
+        return self.grad
 
     def __repr__(self) -> str:
         return f"set_grad_enabled(mode={self.grad})"
@@ -183,17 +311,29 @@ class SetGrad(Guard):
     def __reduce__(self) -> tuple[Any, ...]:
         return _set_later, (self.grad,)
 
+    def clone(self) -> "SetGrad":
+        """Return another one, which acts at once, as torch's does."""
+        return SetGrad(self.grad)
+
     def __enter__(self) -> None:
-        cell = thread.cell
+        try:
+            cell = fast.cell
+        except AttributeError:
+            cell = own_cell()
+        below, token = cell[0], None
         found = is_grad_enabled()
         if self._maker is cell:
             found, self._maker = self._before, None
-        token = _Left(found) if self.grad and is_inference_mode_enabled() else None
-        cell[0] = (self, found, token, cell[0])
-        set_grad(bool(self.grad))
+        try:
+            token = _Left(found) if self.grad and is_inference_mode_enabled() else None
+            cell[0] = (self, found, token, below)
+            set_grad(self.grad)
+        except BaseException:
+            undo_entry(below, found, token)
+            raise
 
     def while_compiling(self) -> AbstractContextManager[None]:
-        return CompiledGrad(bool(self.grad))
+        return CompiledGrad(self.grad)
 
     def __call__(self, orig_func: F) -> F:
         if self._maker is thread.cell:
@@ -205,11 +345,13 @@ class SetGrad(Guard):
 def _set_later(mode: bool) -> SetGrad:
     """A `SetGrad` that has switched nothing: what a copy or a pickle is remade by."""
     made = SetGrad.__new__(SetGrad)
-    made.grad, made._before, made._maker = mode, mode, None  # noqa: SLF001 (its own)
+    made.grad, made.inference = mode, False if mode else None
+    made._before, made._maker = mode, None  # noqa: SLF001 (its own)
     return made
 
 
-NO_GRAD = _NoGrad("no_grad()", "NO_GRAD")
-ENABLE_GRAD = _EnableGrad("enable_grad()", "ENABLE_GRAD")
-INFERENCE_ON = _InferenceOn("inference_mode(mode=True)", "INFERENCE_ON")
-INFERENCE_OFF = _InferenceOff("inference_mode(mode=False)", "INFERENCE_OFF")
+# Decorators of other folders put these around each call.
+NO_GRAD = NoGrad()
+INFERENCE_ON = InferenceOn()
+# On the chain in the place of a guard that holds its token itself, and must be free to go.
+_IN_THE_PLACE_OF: dict[bool, Guard] = {True: InferenceOn(), False: InferenceOff()}

@@ -3,13 +3,14 @@
 from typing import Any, overload
 
 from gradguard._core.compiling import compiled_grad, compiled_inference, compiled_set_grad
+from gradguard._core.guard_stack import thread
 from gradguard._core.guard_types import (
-    ENABLE_GRAD,
-    INFERENCE_OFF,
-    INFERENCE_ON,
-    NO_GRAD,
+    EnableGrad,
     F,
     Guard,
+    InferenceOff,
+    InferenceOn,
+    NoGrad,
     SetGrad,
 )
 from gradguard._core.state import is_dynamo_compiling
@@ -50,7 +51,7 @@ def no_grad(orig_func: Any = None) -> Any:
 
     Source: `torch.no_grad`; where torch differs, see the README.
     """
-    guard: Any = compiled_grad(False) if is_dynamo_compiling() else NO_GRAD
+    guard: Any = compiled_grad(False) if is_dynamo_compiling() else NoGrad()
     return guard if orig_func is None else guard(orig_func)
 
 
@@ -82,7 +83,7 @@ def enable_grad(orig_func: Any = None) -> Any:
 
     Source: `torch.enable_grad`; `c10::InferenceMode` for what inference mode leaves out.
     """
-    guard: Any = compiled_grad(True) if is_dynamo_compiling() else ENABLE_GRAD
+    guard: Any = compiled_grad(True) if is_dynamo_compiling() else EnableGrad()
     return guard if orig_func is None else guard(orig_func)
 
 
@@ -149,7 +150,7 @@ def inference_mode(mode: Any = True) -> Any:
     if mode is True or mode is False:
         if is_dynamo_compiling():
             return compiled_inference(mode)
-        return INFERENCE_ON if mode else INFERENCE_OFF
+        return InferenceOn(thread.cell) if mode else InferenceOff(thread.cell)
     if not callable(mode) and not isinstance(mode, (classmethod, property)):
         raise TypeError(_not_bool("inference_mode", mode, "inference_mode()"))
     return inference_mode(True)(mode)
@@ -160,3 +161,7 @@ def _not_bool(guard: str, mode: object, decorator: str) -> str:
         f"{guard}(mode) takes True or False, not {one_line(repr(mode))} of type "
         f"{type(mode).__name__}. To decorate a function, write @{decorator}."
     )
+
+
+for _public in (no_grad, enable_grad, set_grad_enabled, inference_mode):
+    _public.__module__ = "gradguard"

@@ -1,26 +1,39 @@
 """Stepping a generator, coroutine or async generator under its own mode.
 
 One mechanism for every body that can be suspended: a `Body` holds the mode in which the body was
-left, and `drive` brings it back before each step and the resumer's after it. What does not work:
+left, and brings it back before each step and the resumer's after it. What does not work:
 
 - A ``with`` around each step, as torch does: the body loses the mode of its inner guards.
-- Leaving the body's inference tokens at each suspension, and making new ones: those of torch's
-  own guards are out of reach.
 - Holding back a mode by setting the flags alone: inference mode is a whole dispatch state, which
   only a token can bring back, and a token dropped without its exit does so at a random time.
+- Keeping the tokens of the body's guards while it is suspended: a body may be dropped then, and
+  what a ``__del__`` would have to put right there could be interrupted, and the interrupt lost.
 - Bringing back the dispatch state in which the body was left: it holds more than inference mode,
   and a `TorchDispatchMode` that has ended since would be asked and fail.
 
-So where the two differ in inference mode, a token made at the resume is exited at the suspension,
-if nothing but inference mode can have changed; otherwise inference mode alone is switched.
+So tokens live for one step: at a suspension they are exited, and at the resume made anew, as for an
+exit out of order. Those of torch's own guards are out of reach, and stay.
 """
 
 import types
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Generator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any, Protocol
+from weakref import ReferenceType
 
-from gradguard._core.guard_stack import Boundary, Link, Opener, grad_inside, links, thread
+from gradguard._core.abandoned import own_cell
+from gradguard._core.exits import exit_token, rewind, unwind
+from gradguard._core.guard_stack import (
+    Boundary,
+    Link,
+    Opener,
+    Owner,
+    fast,
+    grad_inside,
+    links,
+    thread,
+    token_of,
+)
 from gradguard._core.state import (
     InferenceToken,
     enter_inference,
@@ -32,157 +45,270 @@ from gradguard._core.state import (
 )
 
 
-class Suspendable(Protocol):
+class Suspendable:
     """What a body runs under: taken up before each of its steps, laid down after it."""
 
-    def resume(self) -> None: ...
+    __slots__ = ()
 
-    def suspend(self) -> None: ...
+    def resume(self) -> None:
+        """Take it up."""
+        raise NotImplementedError
+
+    def suspend(self) -> None:
+        """Lay it down until the next step."""
+        raise NotImplementedError
 
     def finish(self) -> None:
-        """Lay down for good: the body has returned, raised or been closed."""
-        ...
+        """Lay it down for good: the body has returned, raised or been closed."""
+        raise NotImplementedError
+
+    def step(self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False) -> Any:
+        """Call `call` (the `send` or `throw` of the body) with what is `passed` to it.
+
+        In a list, because the variables of a frame keep alive what nobody else needs any more; and
+        an error that was thrown in would keep the frame, and so itself.
+
+        Raises:
+            StopIteration: the body has returned. `more` says that this is only a suspension: what
+                steps an async generator returns what the generator has yielded.
+        """
+        self.resume()
+        try:
+            result = call(passed.pop())
+        except StopIteration:
+            (self.suspend if more else self.finish)()
+            raise
+        except BaseException:
+            self.finish()
+            raise
+        finally:
+            del call  # that of an async generator holds the error, too
+        self.suspend()
+        return result
 
 
-# A link without what lies below it, which changes from step to step.
-Opened: TypeAlias = tuple[Opener, bool | None, InferenceToken | None]
+class EntersBodies(Protocol):
+    """A guard, for the body of a call."""
+
+    def enter_body(self) -> None: ...
 
 
-class Body(Boundary):
+class _MadeByTorch(Opener):
+    """In the place of a guard of torch's own that a body has open, for one step of the body."""
+
+    __slots__ = ()
+    grad = False
+    inference = True
+    is_inference_block = True
+
+
+_MADE_BY_TORCH = _MadeByTorch()
+
+
+class Body(Boundary, Suspendable):
     """The own mode of one body, and the guards that it has open, while it is suspended.
 
     It starts in the mode of its first resumer, or in what `guard` makes of that.
     """
 
-    __slots__ = ("_autocast", "_base", "_guard", "_holds", "_mode", "_opened", "_outside", "_top")
+    __slots__ = (
+        "_autocast",
+        "_base",
+        "_guard",
+        "_inference",
+        "_mode",
+        "_modes",
+        "_outside",
+        "_own",
+        "_plain",
+        "_resumed",
+        "_tokens",
+    )
 
-    def __init__(self, guard: AbstractContextManager[object] | None = None) -> None:
+    def __init__(self, guard: EntersBodies | None = None) -> None:
         self._guard = guard
         self._mode: tuple[bool, bool] | None = None  # a GradState costs four times as much
-        self._opened: tuple[Opened, ...] = ()  # outermost first
-        self._base: Link | None = None  # on which the body's own links lie
-        self._top: Link | None = None
-        self._holds = False  # whether a token is among them: it brings back an earlier step's state
+        self._inference = False  # the inference mode below the body's own links
+        self._own: list[Link] = []  # the body's own links, innermost first, without their tokens
+        self._modes: list[bool] = []  # the inference mode of each
+        self._tokens = False  # whether one of them had a token
+        self._plain: list[tuple[Opener, bool | None]] = []  # if not: what they are, outermost first
+        self._base: Link | None = None  # on which the body's own links lie while it runs
+        self._resumed = False  # whether its first resume came to its end
+        self._outside = False
         self._autocast = False
+
+    def step(self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False) -> Any:
+        """As `Suspendable.step`; the usual step, in which no token is needed, is written out."""
+        try:
+            cell = fast.cell
+        except AttributeError:
+            cell = own_cell()
+        below = cell[0]
+        grad, inference = is_grad_enabled(), is_inference_mode_enabled()
+        try:
+            mode = self._mode
+            if mode is None or self._tokens or mode[1] is not inference:
+                self.resume()
+                top = None
+            else:
+                if mode[0] is not grad:
+                    set_grad(mode[0])
+                self._outside = inference
+                top = self._base = (self, grad, None, below)
+                for guard, found in self._plain:
+                    top = (guard, found, None, top)
+                cell[0] = top
+            result = call(passed.pop())
+            if cell[0] is top and is_inference_mode_enabled() is inference:
+                now = is_grad_enabled()
+                cell[0], self._base, self._mode = below, None, (now, inference)
+                if now is not grad:
+                    set_grad(grad)
+            else:
+                self.suspend()
+        except BaseException as error:
+            self._leave(below, grad, inference, ended=not (more and type(error) is StopIteration))
+            raise
+        finally:
+            del call  # that of an async generator holds the error, too
+        return result
+
+    def _leave(self, below: Link | None, grad: bool, inference: bool, *, ended: bool) -> None:
+        """Bring back the outside's mode after an error, which may have come at any point."""
+        if any(link[0] is self for link in links()):
+            (self.finish if ended else self.suspend)()
+        elif thread.cell[0] is below:
+            if is_inference_mode_enabled() is not inference:
+                set_inference(inference)
+            set_grad(grad)
 
     def resume(self) -> None:
         """Bring back the body's mode and its open guards, on top of the resumer's."""
-        cell = thread.cell
+        below = thread.cell[0]
         found, outside = is_grad_enabled(), is_inference_mode_enabled()
         self._outside, mode, token = outside, self._mode, None
         if mode is None:
             self.grad = grad_inside(found, outside)
-        else:
-            grad, inference = mode
-            if self._holds or inference is not outside:
-                self._autocast = is_any_autocast_enabled()
-                token = enter_inference(inference)
-            set_grad(grad)
-        top: Link = (self, found, token, cell[0])
-        self._base = top
-        for guard, its_found, its_token in self._opened:
-            top = (guard, its_found, its_token, top)
-        self._top = cell[0] = top
-        if mode is None and self._guard is not None:
-            self._guard.__enter__()
+            self._inference = outside
+            thread.cell[0] = self._base = (self, found, None, below)
+            if self._guard is not None:
+                self._guard.enter_body()
+            self._resumed = True
+            return
+        grad, inference = mode
+        self._autocast = is_any_autocast_enabled()
+        if self._inference is not outside:
+            token = enter_inference(self._inference)
+        base: Link = (self, found, token, below)
+        top = rewind(self._own, self._modes, base) if self._own else base
+        if is_inference_mode_enabled() is not inference:
+            top = (_MADE_BY_TORCH, None, enter_inference(inference), top)
+        set_grad(grad)
+        self._base, thread.cell[0] = base, top
 
     def suspend(self) -> None:
         """Bring back the resumer's mode and guards, keeping the body's."""
-        self._mode = is_grad_enabled(), is_inference_mode_enabled()
-        opened, base = self._split()
-        if opened is not self._opened:
-            self._opened, self._holds = opened, bool(_tokens(opened))
-        self._leave(base)
+        mode = is_grad_enabled(), is_inference_mode_enabled()
+        chain = links()
+        at = next(at for at, link in enumerate(chain) if link[0] is self)
+        own, base = chain[:at], chain[at]
+        tokens = [token for link in chain[: at + 1] if (token := token_of(link)) is not None]
+        relinked = base is not self._base  # the body closed a guard of the resumer
+        careful = self._autocast or (bool(tokens) and is_any_autocast_enabled())
+        present = enter_inference(mode[1]) if careful and tokens and not relinked else None
+        modes = unwind(own)
+        self._inference = is_inference_mode_enabled()
+        kept = [(_asleep(link), mode) for link, mode in zip(own, modes, strict=True)]
+        self._own = [link for link, _ in kept if link is not None]
+        self._modes = [mode for link, mode in kept if link is not None]
+        self._tokens = any(link[2] is not None for link in self._own)
+        self._plain = [link[:2] for link in reversed(self._own)]
+        self._mode, self._base = mode if self._resumed else None, None
+        self._bring_back(base, present, relinked=relinked)
+
+    def _bring_back(self, base: Link, present: InferenceToken | None, *, relinked: bool) -> None:
+        """Bring back the mode of the outside, below `base`."""
+        _, found, token, thread.cell[0] = base
+        if token is not None:
+            exit_token(token)
+        if present is not None:
+            exit_token(present)  # with what autocast was switched to in this step
+        if not relinked and is_inference_mode_enabled() is not self._outside:
+            set_inference(self._outside)
+        set_grad(found is True)  # make_fx and torch.export see no other way back
 
     def finish(self) -> None:
         """Bring back the resumer's mode and guards; guards that the body left open are closed."""
-        opened, base = self._split()
-        tokens = _tokens(opened)
-        self._opened = ()
-        if self._mode is None or base is not self._base:  # all made in this step, on this thread
-            while tokens:
-                tokens.pop().__exit__(None, None, None)
-        self._leave(base, tokens)
-
-    def _split(self) -> tuple[tuple[Opened, ...], Link]:
-        """The body's own links, outermost first, and the one on which they lie."""
-        if self._base is not None and thread.cell[0] is self._top:
-            return self._opened, self._base  # nothing opened or closed in this step
-        chain = links()
-        at = next(at for at, link in enumerate(chain) if link[0] is self)
-        return tuple(link[:3] for link in reversed(chain[:at])), chain[at]
-
-    def _leave(self, base: Link, spent: Sequence[InferenceToken] = ()) -> None:
-        relinked = base is not self._base  # the body closed a guard of the resumer
-        self._base = self._top = None  # they would keep the resumer's links alive
-        _, found, token, thread.cell[0] = base
-        if token is not None:
-            if relinked or not (spent or self._autocast or is_any_autocast_enabled()):
-                token.__exit__(None, None, None)
-                set_grad(found is True)  # make_fx and torch.export see no other way back
-                return
-            spent = (*spent, token)
-        if spent or is_inference_mode_enabled() is not self._outside:
-            set_inference(self._outside, spent)
-        set_grad(found is True)
-
-    def __del__(self) -> None:
-        # Dropped without having been closed: a loop has gone, or the body refused.
-        # Dynamo makes a body without running its __init__.
-        if spent := _tokens(getattr(self, "_opened", [])):
-            grad = is_grad_enabled()
-            set_inference(is_inference_mode_enabled(), spent)
-            set_grad(grad)
+        self.suspend()
+        self._own, self._modes, self._plain, self._tokens = [], [], [], False
 
 
-def _tokens(opened: Sequence[Opened]) -> list[InferenceToken]:
-    return [token for _, _, token in opened if token is not None]
+def _asleep(link: Link) -> Link | None:
+    """A link as it is kept while the body is suspended: without a token, and without those below.
 
-
-def advance(step: Any, passed: list[Any], body: Suspendable, *, more: bool = False) -> None:
-    """Take one step (`send` or `throw`) of a body, with what is `passed` to it, and from it.
-
-    In a list, because the variables of a frame keep alive what nobody else needs any more; and an
-    error that was thrown in would keep the frame, and so itself.
-
-    Raises:
-        StopIteration: the body has returned. `more` says that this is only a suspension: what steps
-            an async generator returns what the generator has yielded.
+    An `Owner` lies in it itself: where a body is part of a cycle that is collected, a weak
+    reference to the guards in its frame is gone before the body is closed.
     """
-    body.resume()
-    try:
-        passed.append(step(passed.pop()))
-    except StopIteration:
-        (body.suspend if more else body.finish)()
-        raise
-    except BaseException:
-        body.finish()
-        raise
-    finally:
-        del step  # that of an async generator holds the error, too
-    body.suspend()
+    guard, found, token, _ = link
+    if guard is _MADE_BY_TORCH:
+        return None
+    if not isinstance(token, ReferenceType):
+        return guard, found, None if token is None else True, None
+    owner: Owner | None = token()
+    if owner is None:
+        return None
+    owner.link = guard, found, owner, None
+    return owner.link
+
+
+def has_ended(made: Any) -> bool:
+    """Tell whether a generator, coroutine or async generator will never run again."""
+    kind = type(made)
+    if kind is GeneratorType:
+        return made.gi_frame is None
+    if kind is CoroutineType:
+        return made.cr_frame is None
+    return kind is not AsyncGeneratorType or made.ag_frame is None
 
 
 @types.coroutine
-def drive(target: Any, body: Suspendable, *, more: bool = False) -> Generator[Any, Any, Any]:
+def drive(
+    target: Any, body: Suspendable, made: Any, *, more: bool = False
+) -> Generator[Any, Any, Any]:
     """Run `target` (a coroutine, or what steps an async generator) under `body`.
 
     As ``yield from`` (PEP 380), with `body` taken up for each step: what is sent or thrown in
-    reaches `target`, and its return value is returned.
+    reaches `target`, and its return value is returned. An interrupt that comes between two steps is
+    thrown in, too: it is the body's to answer, as it would have been if it had come in the body.
+
+    Args:
+        target: what is stepped.
+        body: what it runs under.
+        made: what tells whether the body has ended: `target`, or the async generator.
+        more: as for `Suspendable.step`.
+
     """
-    step: Any = target.send
+    call: Any = target.send
     passed: list[Any] = [None]
+    interrupted = False
     try:
         while True:
             try:
-                advance(step, passed, body, more=more)
+                passed.append(body.step(call, passed, more=more))
             except StopIteration as stop:
                 return stop.value
+            except BaseException as raised:
+                if interrupted or has_ended(made):
+                    raise
+                interrupted, passed[:], call = True, [raised], target.throw
+                continue
+            interrupted = False
             try:
                 passed.append((yield passed.pop()))
-                step = target.send
+                call = target.send
             except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
-                passed.append(thrown)
-                step = target.throw
+                passed[:] = [thrown]
+                call = target.throw
     finally:
-        del target, step  # as in `advance`
+        del target, call  # an error thrown in would keep this frame, and so itself, alive

@@ -1,9 +1,4 @@
-"""The wrapper that each kind of function needs, so that all of its body runs under a guard.
-
-Of `no_grad` and `inference_mode`, which decorate most, the wrapper of a plain function has the
-guard's entry and exit written out: `with guard:` costs two more Python calls, a third of the whole
-for `no_grad`, whose two C calls are cheap.
-"""
+"""The wrapper that each kind of function needs, so that all of its body runs under a guard."""
 
 import functools
 import inspect
@@ -14,16 +9,8 @@ from contextlib import AbstractContextManager
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from gradguard._core.guard_stack import fast, thread
-from gradguard._core.state import (
-    enter_inference,
-    exit_inference,
-    is_dynamo_compiling,
-    is_grad_enabled,
-    is_inference_mode_enabled,
-    set_grad,
-)
-from gradguard._core.suspended_bodies import Suspendable, advance, drive
+from gradguard._core.state import is_dynamo_compiling
+from gradguard._core.suspended_bodies import Suspendable, drive, has_ended
 
 
 class CallContext(Protocol):
@@ -61,9 +48,12 @@ class DecoratedCall(NamedTuple):
     link: Any
 
 
+_WRAPPERS = (__name__, f"{__package__}.fast_wrappers")
+
+
 def is_decorated_call(frame: FrameType) -> bool:
     """Tell whether the frame is that of a wrapper: cheaper than reading what it calls."""
-    return frame.f_globals is globals() and frame.f_code.co_name == "wrapper"
+    return frame.f_code.co_name == "wrapper" and frame.f_globals["__name__"] in _WRAPPERS
 
 
 def decorated_call(frame: FrameType) -> DecoratedCall | None:
@@ -109,9 +99,12 @@ def _plain(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
     return wrapper
 
 
-def _generator(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
+# Both loops stand in one function, since Dynamo follows neither through another generator.
+def _generator(  # noqa: C901
+    fn: Callable[..., Any], guard_for: ContextFor
+) -> Callable[..., Any]:
     @functools.wraps(fn)
-    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:  # noqa: C901
         guard = guard_for(*args, **kwargs)
         target, body = fn(*args, **kwargs), None
         if not is_dynamo_compiling():
@@ -119,27 +112,40 @@ def _generator(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., A
             del args, kwargs  # they are the body's to keep
         # Not `yield from drive(...)`: a body that is closed and goes on would be lost with it; and
         # Dynamo neither sends nor throws through it. Dynamo also loses a StopIteration that leaves
-        # a `with` (why it cannot follow torch's wrapper to the end of a generator).
-        step: Any = target.send
+        # a `with` (why it cannot follow torch's wrapper to the end of a generator); up to torch 2.8
+        # it fails where any error leaves one, and at a `yield` amid a call.
+        call: Any = target.send
         passed: list[Any] = [None]
+        interrupted, error = False, None
         while True:
             if body is not None:
                 try:
-                    advance(step, passed, body)
-                except StopIteration as stop:
-                    return stop.value
+                    passed.append(body.step(call, passed))
+                except BaseException as raised:
+                    if not interrupted and not has_ended(target):  # as in `drive`
+                        interrupted, passed[:], call = True, [raised], target.throw
+                        continue
+                    if isinstance(raised, StopIteration):
+                        return raised.value
+                    raise
+                interrupted = False
             else:
                 with guard.while_compiling():
                     try:
-                        passed.append(step(passed.pop()))
+                        passed.append(call(passed.pop()))
                     except StopIteration as stop:
                         return stop.value
+                    except BaseException as raised:  # noqa: BLE001 (it is raised below)
+                        error = raised
+                if error is not None:
+                    raise error
             try:
-                passed.append((yield passed.pop()))
-                step = target.send
+                received = yield passed.pop()
+                passed.append(received)
+                call, received = target.send, None
             except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
-                passed.append(thrown)
-                step = target.throw
+                passed[:] = [thrown]
+                call = target.throw
 
     return wrapper
 
@@ -150,7 +156,7 @@ def _coroutine(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., A
         guard = guard_for(*args, **kwargs)
         target = fn(*args, **kwargs)
         del args, kwargs
-        return await drive(target, guard.body())
+        return await drive(target, guard.body(), target)
 
     return wrapper
 
@@ -165,7 +171,7 @@ def _async_generator(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[
         try:
             while True:
                 try:
-                    yielded = [await drive(step, body, more=True)]
+                    yielded = [await drive(step, body, target, more=True)]
                 except StopAsyncIteration:
                     return
                 step = None  # it holds what was sent or thrown in
@@ -191,80 +197,6 @@ def _first_step(target: AsyncGenerator[Any, Any]) -> Any:
         return target.asend(None)
     finally:
         sys.set_asyncgen_hooks(*hooks)
-
-
-def under_no_grad(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
-    """Return a wrapper that calls `fn` under `guard`, which is `no_grad()`."""
-    ordinary: type | None = None  # the type of the last result, which was not still to run
-
-    @functools.wraps(fn)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        nonlocal ordinary
-        if is_dynamo_compiling():
-            with guard.while_compiling():
-                return fn(*args, **kwargs)
-        try:
-            cell = fast.cell
-        except AttributeError:  # this thread's first entry
-            cell = thread.cell
-        below = cell[0]
-        found = is_grad_enabled()
-        cell[0] = link = (guard, found, None, below)
-        if found:
-            set_grad(False)
-        try:
-            result = fn(*args, **kwargs) if kwargs else fn(*args)
-        finally:
-            if cell[0] is link:
-                cell[0] = below
-                set_grad(found)
-            else:
-                guard.__exit__()  # the body has closed or left open a guard
-        if result is not None and type(result) is not ordinary:
-            if type(result) in STILL_TO_RUN:
-                return STILL_TO_RUN[type(result)](result, guard)
-            ordinary = type(result)
-        return result
-
-    return wrapper
-
-
-def under_inference(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
-    """Return a wrapper that calls `fn` under `guard`, which is `inference_mode()`."""
-    ordinary: type | None = None  # the type of the last result, which was not still to run
-
-    @functools.wraps(fn)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        nonlocal ordinary
-        if is_dynamo_compiling():
-            with guard.while_compiling():
-                return fn(*args, **kwargs)
-        try:
-            cell = fast.cell
-        except AttributeError:  # this thread's first entry
-            cell = thread.cell
-        below = cell[0]
-        cell[0] = link = (
-            guard,
-            is_grad_enabled() or (None if is_inference_mode_enabled() else False),
-            token := enter_inference(True),
-            below,
-        )
-        try:
-            result = fn(*args, **kwargs) if kwargs else fn(*args)
-        finally:
-            if cell[0] is link:
-                cell[0] = below
-                exit_inference(token, None, None, None)
-            else:
-                guard.__exit__()  # the body has closed or left open a guard
-        if result is not None and type(result) is not ordinary:
-            if type(result) in STILL_TO_RUN:
-                return STILL_TO_RUN[type(result)](result, guard)
-            ordinary = type(result)
-        return result
-
-    return wrapper
 
 
 class _Result:

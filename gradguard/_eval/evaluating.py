@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from gradguard._core.decorating import decorate_each
 from gradguard._core.guard_types import F
+from gradguard._core.suspended_bodies import Suspendable
 from gradguard._core.torch_versions import never_compiled, not_compiled
 from gradguard._eval.entries import Scope
 
@@ -188,7 +189,7 @@ def _put_evaluating_around_the_compiled_call() -> None:  # Dynamo of torch 2.6 s
     raise RuntimeError(_AROUND)
 
 
-class EvalBody:
+class EvalBody(Suspendable):
     """Eval mode around one body that can be suspended, a `Suspendable`.
 
     With `keep_eval` it stays while the body is suspended, until that ends or is dropped.

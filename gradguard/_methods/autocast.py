@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from gradguard._core.suspended_bodies import Suspendable
 from gradguard._core.torch_versions import never_compiled
 
 
-class Autocast:
+class Autocast(Suspendable):
     """One call's autocast: a `CallContext`, and its own `Suspendable`.
 
     What the body has switched when it suspends (a ``with torch.autocast(..., enabled=False)``

@@ -17,7 +17,7 @@ from typing import Any
 from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.autograd import grad_mode
 
-from gradguard._core.guard_stack import close_above
+from gradguard._core.exits import close_above
 from gradguard._core.guard_stack import thread as chain
 from gradguard._core.state import (
     GradState,
@@ -26,6 +26,7 @@ from gradguard._core.state import (
     set_grad,
     set_inference,
 )
+from gradguard._core.suspended_bodies import Body, Suspendable
 from gradguard._core.torch_versions import TORCH_GUARDS
 from gradguard._pytest.scopes import Found, Leak, Scope, thread
 from gradguard._trace.open_switches import Cause, Role
@@ -72,6 +73,7 @@ def _put_back(before: Found, guards: list[Any]) -> None:
 
 def start() -> None:
     """Have the switches in each scope recorded."""
+    _patches.replace(Body, "step", lambda _: Suspendable.step)  # by the methods replaced here
     for owner, name, role in (*torch_methods(), *own_methods(), *set_grad_methods()):
         _patches.replace(owner, name, partial(_watched, role))
 

@@ -23,7 +23,7 @@ class IsolatedCoroutine:
 
     def __init__(self, coro: Any) -> None:
         self._coro = coro
-        self._steps: Any = drive(coro, Body(Carried("isolate_tasks()")))
+        self._steps: Any = drive(coro, Body(Carried("isolate_tasks()")), coro)
         self.send = self._steps.send
 
     def throw(self, *exc: Any) -> Any:

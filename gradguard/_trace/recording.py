@@ -22,6 +22,7 @@ import torch
 
 from gradguard._core import state as _state
 from gradguard._core.state import grad_state, is_dynamo_compiling
+from gradguard._core.suspended_bodies import Body, Suspendable
 from gradguard._core.torch_versions import CompileContext
 from gradguard._trace import recorder as _recorder
 from gradguard._trace.open_switches import Cause, Role
@@ -131,6 +132,7 @@ def stop(ring: deque[RecordedSwitch]) -> None:
 
 def _replace() -> None:
     _patches.replace(torch._C, "_set_grad_enabled", _recorded)  # noqa: SLF001
+    _patches.replace(Body, "step", lambda _: Suspendable.step)  # by the methods replaced here
     for owner, name, role in (*token_methods(), *own_methods()):
         _patches.replace(owner, name, partial(_method, role))
     for value, make in _BOUND:

@@ -510,12 +510,14 @@ def test_a_body_that_leaves_a_guard_open(name):
 
     @DECORATORS[name][0]
     def leaves():
-        gradguard.set_grad_enabled(False).__enter__()
+        left.__enter__()
 
+    left = gradguard.enable_grad() if name == "no_grad" else gradguard.no_grad()
     with pytest.warns(gradguard.GradModeWarning):
         leaves()
-    assert not torch.is_grad_enabled()
-    guards()[0].__exit__(None, None, None)
+    assert torch.is_grad_enabled() is (name == "no_grad")
+    assert guards() == (left,)
+    left.__exit__(None, None, None)
     assert (grad_state(), guards()) == (GRAD, ())
 
 

@@ -5,7 +5,8 @@ import torch
 
 import gradguard
 from gradguard import GradModeWarning, GradState, grad_state, guards
-from gradguard._core.guard_stack import close_above, links, thread
+from gradguard._core.exits import close_above
+from gradguard._core.guard_stack import links, thread
 from gradguard._core.state import put_back
 
 GRAD = GradState(grad_enabled=True, inference_mode=False)
@@ -26,6 +27,11 @@ def thread_is_clean():
 
 def leave(guard):
     guard.__exit__(None, None, None)
+
+
+def entered(guard):
+    guard.__enter__()
+    return guard
 
 
 def test_guards_lists_outermost_first():
@@ -124,15 +130,15 @@ def test_one_object_twice_closes_its_innermost_entry():
 def test_tokens_are_remade_above_a_closed_inference_block():
     """An inference block above a closed one comes to lie on what that had found."""
     with gradguard.no_grad():
-        gradguard.inference_mode().__enter__()
-        gradguard.enable_grad().__enter__()
-        gradguard.inference_mode(False).__enter__()
+        outer = entered(gradguard.inference_mode())
+        on = entered(gradguard.enable_grad())
+        inner = entered(gradguard.inference_mode(False))
         with pytest.warns(GradModeWarning):
-            leave(gradguard.inference_mode())
+            leave(outer)
         assert grad_state() == GRAD
-        leave(gradguard.inference_mode(False))
+        leave(inner)
         assert grad_state() == GRAD
-        leave(gradguard.enable_grad())
+        leave(on)
         assert grad_state() == NO_GRAD
 
 
@@ -140,10 +146,10 @@ def test_recording_goes_on_when_what_had_left_inference_mode_is_closed():
     """A guard that turns recording on leaves inference mode, also where it comes to lie in it."""
     on = gradguard.set_grad_enabled(True)
     with gradguard.inference_mode():
-        gradguard.enable_grad().__enter__()
+        outer = entered(gradguard.enable_grad())
         with on:
             with pytest.warns(GradModeWarning):
-                leave(gradguard.enable_grad())
+                leave(outer)
             assert grad_state() == GRAD
         assert grad_state() == INFERENCE
 
@@ -162,9 +168,8 @@ def test_close_above_closes_to_a_link():
     """All above a link is closed and returned, outermost first; the mode is the caller's."""
     with gradguard.no_grad():
         base = thread.cell[0]
-        gradguard.inference_mode().__enter__()
-        gradguard.enable_grad().__enter__()
-        assert close_above(base) == (gradguard.inference_mode(), gradguard.enable_grad())
+        left = entered(gradguard.inference_mode()), entered(gradguard.enable_grad())
+        assert close_above(base) == left
         assert guards() == (gradguard.no_grad(),)
         assert not grad_state().inference_mode
         put_back(NO_GRAD)
@@ -185,11 +190,11 @@ def test_guards_of_a_body_that_closed_its_resumers():
     @gradguard.enable_grad
     def closes():
         with pytest.warns(GradModeWarning) as caught:
-            leave(gradguard.inference_mode())
+            leave(outer)
         yield grad_state(), str(caught[0].message)
         yield grad_state()
 
-    gradguard.inference_mode().__enter__()
+    outer = entered(gradguard.inference_mode())
     running = closes()
     mode, text = next(running)
     assert "inference_mode(mode=True) was exited while enable_grad(), entered after it" in text
@@ -201,17 +206,19 @@ def test_guards_of_a_body_that_closed_its_resumers():
 def test_a_body_that_has_none_of_its_own_open():
     """The warning names the running body where nothing but it lies above the closed guard."""
 
-    @gradguard.enable_grad
+    decorator = gradguard.enable_grad()
+
+    @decorator
     def closes():
-        leave(gradguard.enable_grad())
+        leave(decorator)
         yield guards()
         with pytest.warns(GradModeWarning) as caught:
-            leave(gradguard.no_grad())
+            leave(outer)
         yield str(caught[0].message)
 
     running = closes()
     assert next(running) == ()
-    gradguard.no_grad().__enter__()
+    outer = entered(gradguard.no_grad())
     assert "while the running generator or coroutine, entered after it," in next(running)
     assert (grad_state(), guards()) == (GRAD, ())
     running.close()

@@ -1284,12 +1284,13 @@ def test_a_body_that_closes_the_inference_block_in_which_it_began():
 
     @gradguard.no_grad
     def generator():
-        gradguard.inference_mode().__exit__(None, None, None)
+        outer.__exit__(None, None, None)
         yield grad_state()
         yield grad_state()
 
+    outer = gradguard.inference_mode()
     with gradguard.no_grad():
-        gradguard.inference_mode().__enter__()
+        outer.__enter__()
         running = generator()
         assert next(running) == INFERENCE
         assert grad_state() == NO_GRAD
@@ -1357,10 +1358,11 @@ def test_a_body_that_closes_its_resumers_guard_under_autocast():
 @pytest.mark.filterwarnings("ignore::gradguard.GradModeWarning")
 def test_a_body_that_closes_its_own_guard():
     """It is in the mode of its first resumer then, to its end."""
+    guard = gradguard.inference_mode()
 
-    @gradguard.inference_mode
+    @guard
     def generator():
-        gradguard.inference_mode().__exit__(None, None, None)
+        guard.__exit__(None, None, None)
         yield grad_state()
         yield grad_state()
 

@@ -292,6 +292,7 @@ def test_exits_out_of_order():
         put_back(GRAD)
         assert overlap(torch.no_grad(), torch.enable_grad()) == (GRAD, NO_GRAD)
         put_back(GRAD)
+    with pytest.warns(GradModeWarning):
         assert overlap(gradguard.no_grad(), gradguard.no_grad()) == (NO_GRAD, GRAD)
     with pytest.warns(GradModeWarning):
         assert overlap(gradguard.inference_mode(), gradguard.no_grad()) == (NO_GRAD, GRAD)

@@ -1,0 +1,228 @@
+"""Exits that are not those of the innermost guard, and guards that were left open."""
+
+from collections.abc import Sequence
+from weakref import ReferenceType, ref
+
+from gradguard._core.abandoned import is_abandoned, open_elsewhere, without_abandoned
+from gradguard._core.guard_stack import (
+    Boundary,
+    Link,
+    Opener,
+    Owner,
+    guards_of,
+    is_entry_of,
+    linked,
+    links,
+    thread,
+    token_of,
+)
+from gradguard._core.state import (
+    enter_inference,
+    is_any_autocast_enabled,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    set_grad,
+    set_inference,
+)
+from gradguard._errors import GradModeWarning, add_note
+
+_USE_WITH = "Use `with`, which exits each guard in the block and the thread that entered it."
+
+
+def close(guard: Opener, error: BaseException | None = None) -> None:
+    """Close the innermost open `guard`, wherever it lies on the chain.
+
+    Those above it keep deciding the mode. The next above takes over what the closed one found, so
+    that its exit brings that back. Inference tokens must be exited last in, first out, as each
+    brings back the whole state that it found: those above are exited, and entered anew.
+
+    Args:
+        guard: the guard.
+        error: what the body has raised, which must not be replaced by a warning.
+
+    Raises:
+        RuntimeError: `guard` is not open in this thread; the mode stays as it is.
+    """
+    chain = links()
+    if any(is_entry_of(link, guard) for link in chain):
+        chain = without_abandoned(guard, error)
+        at = next(i for i, link in enumerate(chain) if is_entry_of(link, guard))
+    else:
+        # `no_grad().__enter__()`, and then `no_grad().__exit__()`: as with torch's, any will do.
+        equal = (i for i, link in enumerate(chain) if link[0] == guard and is_abandoned(link))
+        at = next(equal, -1)
+        if at < 0:
+            raise RuntimeError(_not_open(guard, chain))
+    if at == 0:
+        close_link(chain[0])
+        return
+    innermost = chain[0][0]
+    _close_below(chain[:at], chain[at])
+    _warn_out_of_order(guard, innermost, error)
+
+
+def close_link(link: Link) -> None:
+    """Bring back what the innermost link found, and take it off the chain.
+
+    In this order, and to the end however often it is interrupted and done again.
+    """
+    token = token_of(link)
+    if token is not None:
+        exit_token(token)
+    else:
+        set_grad(bool(link[1]))
+    thread.cell[0] = link[3]
+    _disown(link)
+
+
+def leave(link: Link, error: BaseException) -> None:
+    """End the call of a decorated function, by an error that may have come at any point of it."""
+    now = thread.cell[0]
+    if now is link or now is link[3]:
+        close_link(link)
+    else:
+        close(link[0], error)  # the body has closed or left open a guard
+
+
+def exit_again(guard: Opener, top: Link | None) -> None:
+    """Do to its end the exit of `guard`, innermost by `top`, that an interrupt has cut short."""
+    now = thread.cell[0]
+    if now is not None and (top is None or now is top) and is_entry_of(now, guard):
+        close_link(now)
+
+
+def undo_entry(below: Link | None, found: bool, token: object = None) -> None:
+    """Take back an entry that an interrupt has cut short."""
+    if token is not None:
+        exit_token(token)
+    set_grad(found)
+    thread.cell[0] = below
+
+
+def _disown(link: Link) -> None:
+    owner = link[2]() if isinstance(link[2], ReferenceType) else None
+    if owner is not None and owner.link is link:
+        owner.link = owner.token = None
+
+
+def exit_token(token: object) -> None:
+    token.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+def _close_below(above: list[Link], closed: Link) -> None:
+    _, found, _, below = closed
+    grad, inference = is_grad_enabled(), is_inference_mode_enabled()
+    tokens = [token for link in (*above, closed) if (token := token_of(link)) is not None]
+    # A token's exit would end what autocast has been switched to since.
+    present = enter_inference(inference) if tokens and is_any_autocast_enabled() else None
+    modes = unwind(above)
+    if (token := token_of(closed)) is not None:
+        exit_token(token)
+    _disown(closed)
+    if present is not None:
+        before = is_inference_mode_enabled()
+        exit_token(present)
+        if before is not inference:
+            set_inference(before)
+    above[-1] = linked(above[-1][0], bool(found), above[-1][2], below, above[-1])
+    thread.cell[0] = rewind(above, modes, below)
+    set_grad(grad)
+
+
+def unwind(above: list[Link]) -> list[bool]:
+    """Exit the tokens of `above`, innermost first; return the inference mode that each had set."""
+    modes = []
+    for link in above:
+        modes.append(is_inference_mode_enabled())
+        if (token := token_of(link)) is not None:
+            exit_token(token)
+    return modes
+
+
+def rewind(above: list[Link], modes: list[bool], below: Link | None) -> Link | None:
+    """Open `above` anew on `below`, outermost first, each in the mode that it had set."""
+    top = below
+    for link, mode in zip(reversed(above), reversed(modes), strict=True):
+        guard, grad, token, _ = link
+        # A guard that found recording possible may now lie in inference mode, and must leave it.
+        leaves = guard.inference is False and mode is not is_inference_mode_enabled()
+        if token is not None or leaves or isinstance(guard, Boundary):
+            set_grad(bool(grad))  # a token brings back the grad mode in which it was made
+            grad = grad or (None if is_inference_mode_enabled() else False)
+            token = _entered_anew(token, mode)
+        top = linked(guard, grad, token, top, link)
+    return top
+
+
+def _entered_anew(old: object, mode: bool) -> object:
+    token = enter_inference(mode)
+    owner = old() if isinstance(old, ReferenceType) else old
+    if not isinstance(owner, Owner):
+        return token
+    owner.token = token
+    return ref(owner)
+
+
+def close_above(base: Link | None, in_use: Sequence[Link] = ()) -> tuple[Opener, ...]:
+    """Close the guards left open above `base`, innermost first; return them, outermost first.
+
+    Those in use stay open and keep deciding the mode; where there are none, the mode is left to
+    the caller. Nothing is closed where `base` itself has been.
+    """
+    above: list[Link] = []
+    for link in links():
+        if link is base:
+            break
+        above.append(link)
+    else:
+        if base is not None:
+            return ()
+    used = [any(link is one for one in in_use) for link in above]
+    if all(used):
+        return ()
+    grad, modes = is_grad_enabled(), unwind(above)
+    kept = [link for link, keep in zip(above, used, strict=True) if keep]
+    if kept and not used[-1]:  # it takes over what the outermost has found
+        kept[-1] = linked(kept[-1][0], above[-1][1], kept[-1][2], base, kept[-1])
+    its_modes = [mode for mode, keep in zip(modes, used, strict=True) if keep]
+    thread.cell[0] = rewind(kept, its_modes, base)
+    if kept:
+        set_grad(grad)
+    return guards_of([link for link, keep in zip(above, used, strict=True) if not keep])
+
+
+def _warn_out_of_order(guard: Opener, inner: Opener, error: BaseException | None) -> None:
+    # The one way up: what finds the user's line is loaded when there is something to say.
+    from gradguard._core.warning import warn
+
+    closed, innermost = repr(guard), repr(inner)
+    text = (
+        f"{closed} was exited while {innermost}, entered after it, is still open: {innermost} goes "
+        f"on deciding the grad mode, and its exit brings back what {closed} found. Usual causes: a "
+        "`with` block that spans a `yield` or an `await` (decorate the function instead, or use "
+        f"gradguard.isolated), or __enter__ and __exit__ called by hand. {_USE_WITH}"
+    )
+    try:
+        warn(text, GradModeWarning)
+    except GradModeWarning:
+        if error is None:
+            raise
+        add_note(error, text)  # a warning that is an error must not hide what the body raised
+
+
+def _not_open(guard: Opener, chain: list[Link]) -> str:
+    here = ", ".join(map(repr, guards_of(chain))) or "none"
+    elsewhere = open_elsewhere(guard)
+    if elsewhere is not None:
+        return (
+            f"{guard!r} was entered in another thread ({elsewhere}) and cannot be exited in this "
+            f"one, whose mode is unchanged (open here, outermost first: {here}). Frameworks run "
+            "the two halves of a `yield` dependency in two threads of a pool. Decorate the "
+            f"function that needs the mode, for example the endpoint, with {guard!r}; or take the "
+            "mode along to another thread with gradguard.carry(fn)."
+        )
+    return (
+        f"{guard!r} is not open in this thread (open here, outermost first: {here}), so it "
+        "cannot be exited; the mode is unchanged. It was never entered, or was exited already. "
+        f"{_USE_WITH}"
+    )
