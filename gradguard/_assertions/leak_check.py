@@ -12,7 +12,8 @@ from gradguard._assertions.left_switched import Start
 from gradguard._core.decorating import decorate_each
 from gradguard._core.rank import with_rank
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.suspended_bodies import Body, Suspendable
+from gradguard._core.suspendable import Suspendable
+from gradguard._core.suspended_bodies import Body
 from gradguard._core.wrappers import CallContext
 from gradguard._errors import GradLeakError
 from gradguard._locate.enclosing import Block

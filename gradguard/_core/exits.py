@@ -79,6 +79,7 @@ def leave(link: Link, error: BaseException) -> None:
     """End the call of a decorated function, by an error that may have come at any point of it."""
     now = thread.cell[0]
     if now is link or now is link[3]:
+        thread.cell[0] = link[3]  # a trace tells the entry from the exit by it
         close_link(link)
     else:
         close(link[0], error)  # the body has closed or left open a guard

@@ -8,13 +8,11 @@ from gradguard._core.guard_types import (
     EnableGrad,
     F,
     Guard,
-    InferenceOff,
-    InferenceOn,
     NoGrad,
     SetGrad,
 )
+from gradguard._core.inference_guards import InferenceOff, InferenceOn
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.text import one_line
 
 
 @overload
@@ -157,6 +155,8 @@ def inference_mode(mode: Any = True) -> Any:
 
 
 def _not_bool(guard: str, mode: object, decorator: str) -> str:
+    from gradguard._core.text import one_line  # loaded where there is something to say
+
     return (
         f"{guard}(mode) takes True or False, not {one_line(repr(mode))} of type "
         f"{type(mode).__name__}. To decorate a function, write @{decorator}."

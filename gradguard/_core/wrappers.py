@@ -10,7 +10,7 @@ from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, Genera
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.suspended_bodies import Suspendable, drive, has_ended
+from gradguard._core.suspendable import Suspendable, drive, has_ended
 
 
 class CallContext(Protocol):
@@ -18,7 +18,13 @@ class CallContext(Protocol):
 
     def __enter__(self) -> object: ...
 
-    def __exit__(self, exc_type: object, exc: object, tb: object, /) -> object: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: Any,
+        /,
+    ) -> object: ...
 
     def while_compiling(self) -> AbstractContextManager[object]:
         """The same while Dynamo is compiling."""
@@ -48,7 +54,7 @@ class DecoratedCall(NamedTuple):
     link: Any
 
 
-_WRAPPERS = (__name__, f"{__package__}.fast_wrappers")
+_WRAPPERS = (__name__, f"{__package__}.decorating")
 
 
 def is_decorated_call(frame: FrameType) -> bool:

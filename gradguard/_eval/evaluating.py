@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from gradguard._core.decorating import decorate_each
 from gradguard._core.guard_types import F
-from gradguard._core.suspended_bodies import Suspendable
+from gradguard._core.suspendable import Suspendable
 from gradguard._core.torch_versions import never_compiled, not_compiled
 from gradguard._eval.entries import Scope
 

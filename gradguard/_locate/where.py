@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from gradguard._core import suspendable, suspended_bodies
 from gradguard._core.frames import is_library, module_of, outwards, user_line
 from gradguard._locate.autograd_frames import forwards, function_forward
 from gradguard._locate.enclosing import Block, blocks_in
@@ -21,6 +22,10 @@ from gradguard._trace.recorder import recorded_origin
 
 if TYPE_CHECKING:
     from gradguard._core.state import GradState
+
+
+# The modules whose functions step a body that can be suspended.
+_STEPS_BODIES = (suspendable.__name__, suspended_bodies.__name__)
 
 
 def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:
@@ -36,7 +41,7 @@ def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:
     functions = forwards()
     # Outermost first: who holds an exit stack is who made it, not those it was handed to.
     for here, callee in reversed(list(zip(frames, [None, *frames], strict=False))):
-        if callee is not None and module_of(callee) == "gradguard._core.suspended_bodies":
+        if callee is not None and module_of(callee) in _STEPS_BODIES:
             # A suspended body keeps its own mode: what now resumes it may not have begun it.
             found = [replace(block, certain=False) for block in found]
         found[:0] = [*_around(here, callee, seen), *function_forward(here, functions)]

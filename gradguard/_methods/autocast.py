@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from gradguard._core.suspended_bodies import Suspendable
+from gradguard._core.suspendable import Suspendable
 from gradguard._core.torch_versions import never_compiled
 
 

@@ -9,7 +9,8 @@ import torch
 from torch.nn import Module
 
 from gradguard._core.decorating import decorate, decorate_each
-from gradguard._core.guard_types import INFERENCE_ON, NO_GRAD
+from gradguard._core.guard_types import NO_GRAD
+from gradguard._core.inference_guards import INFERENCE_ON
 from gradguard._core.torch_versions import never_compiled
 from gradguard._core.wrappers import CallContext
 from gradguard._eval.evaluating import EvalBody, evaluating

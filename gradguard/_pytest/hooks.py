@@ -26,7 +26,8 @@ from gradguard._core.state import (
     set_grad,
     set_inference,
 )
-from gradguard._core.suspended_bodies import Body, Suspendable
+from gradguard._core.suspendable import Suspendable
+from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import TORCH_GUARDS
 from gradguard._pytest.scopes import Found, Leak, Scope, thread
 from gradguard._trace.open_switches import Cause, Role

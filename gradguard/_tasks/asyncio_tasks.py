@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable, Generator
 from typing import Any
 
-from gradguard._core.suspended_bodies import Body, drive
+from gradguard._core.suspendable import drive
+from gradguard._core.suspended_bodies import Body
 from gradguard._tasks.carried_mode import Carried
 from gradguard._tasks.texts import no_running_loop, not_a_loop
 

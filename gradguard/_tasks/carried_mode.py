@@ -44,7 +44,7 @@ class Carried(Guard):
     def _enter(self, *, token: bool) -> None:
         below, found, entered = thread.cell[0], is_grad_enabled(), None
         try:
-            entered = enter_inference(self.inference) if token else None
+            entered = enter_inference(self.mode.inference_mode) if token else None
             thread.cell[0] = (self, found, entered, below)
             set_grad(self.mode.grad_enabled)
         except BaseException:

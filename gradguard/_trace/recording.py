@@ -22,7 +22,8 @@ import torch
 
 from gradguard._core import state as _state
 from gradguard._core.state import grad_state, is_dynamo_compiling
-from gradguard._core.suspended_bodies import Body, Suspendable
+from gradguard._core.suspendable import Suspendable
+from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import CompileContext
 from gradguard._trace import recorder as _recorder
 from gradguard._trace.open_switches import Cause, Role

@@ -431,7 +431,8 @@ def test_an_end_inside_a_guard_closes_those_that_are_not_in_use():
         assert gradguard.guards() != ()
 
     stack.enter_context(leak_check())
-    gradguard.inference_mode().__enter__()
+    left = gradguard.inference_mode()
+    left.__enter__()
     close()
     assert modes == [False]
 

@@ -205,7 +205,6 @@ def test_guards_of_a_body_that_closed_its_resumers():
 
 def test_a_body_that_has_none_of_its_own_open():
     """The warning names the running body where nothing but it lies above the closed guard."""
-
     decorator = gradguard.enable_grad()
 
     @decorator

@@ -26,7 +26,8 @@ from torch.overrides import TorchFunctionMode
 import gradguard
 from gradguard import GradModeError, GradState, grad_state
 from gradguard._core import state as _state
-from gradguard._core.guard_types import INFERENCE_ON, Guard
+from gradguard._core.guard_types import Guard
+from gradguard._core.inference_guards import INFERENCE_ON
 from gradguard._core.places import file_shown
 from gradguard._core.suspended_bodies import Body
 from gradguard._trace import patching

@@ -1,0 +1,100 @@
+"""What can be suspended, and how a coroutine or async generator is driven under it."""
+
+import types
+from collections.abc import Callable, Generator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+
+class Suspendable:
+    """What a body runs under: taken up before each of its steps, laid down after it."""
+
+    __slots__ = ()
+
+    def resume(self) -> None:
+        """Take it up."""
+        raise NotImplementedError
+
+    def suspend(self) -> None:
+        """Lay it down until the next step."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Lay it down for good: the body has returned, raised or been closed."""
+        raise NotImplementedError
+
+    def step(self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False) -> Any:
+        """Call `call` (the `send` or `throw` of the body) with what is `passed` to it.
+
+        In a list, because the variables of a frame keep alive what nobody else needs any more; and
+        an error that was thrown in would keep the frame, and so itself.
+
+        Raises:
+            StopIteration: the body has returned. `more` says that this is only a suspension: what
+                steps an async generator returns what the generator has yielded.
+        """
+        self.resume()
+        try:
+            result = call(passed.pop())
+        except StopIteration:
+            (self.suspend if more else self.finish)()
+            raise
+        except BaseException:
+            self.finish()
+            raise
+        finally:
+            del call  # that of an async generator holds the error, too
+        self.suspend()
+        return result
+
+
+def has_ended(made: Any) -> bool:
+    """Tell whether a generator, coroutine or async generator will never run again."""
+    kind = type(made)
+    if kind is GeneratorType:
+        return made.gi_frame is None
+    if kind is CoroutineType:
+        return made.cr_frame is None
+    return kind is not AsyncGeneratorType or made.ag_frame is None
+
+
+@types.coroutine
+def drive(
+    target: Any, body: Suspendable, made: Any, *, more: bool = False
+) -> Generator[Any, Any, Any]:
+    """Run `target` (a coroutine, or what steps an async generator) under `body`.
+
+    As ``yield from`` (PEP 380), with `body` taken up for each step: what is sent or thrown in
+    reaches `target`, and its return value is returned. An interrupt that comes between two steps is
+    thrown in, too: it is the body's to answer, as it would have been if it had come in the body.
+
+    Args:
+        target: what is stepped.
+        body: what it runs under.
+        made: what tells whether the body has ended: `target`, or the async generator.
+        more: as for `Suspendable.step`.
+
+    """
+    call: Any = target.send
+    passed: list[Any] = [None]
+    interrupted = False
+    try:
+        while True:
+            try:
+                passed.append(body.step(call, passed, more=more))
+            except StopIteration as stop:
+                return stop.value
+            except BaseException as raised:
+                if interrupted or has_ended(made):
+                    raise
+                interrupted, passed[:], call = True, [raised], target.throw
+                continue
+            interrupted = False
+            try:
+                passed.append((yield passed.pop()))
+                call = target.send
+            except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
+                passed[:] = [thrown]
+                call = target.throw
+    finally:
+        del target, call  # an error thrown in would keep this frame, and so itself, alive
