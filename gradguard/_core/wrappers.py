@@ -6,7 +6,14 @@ import sys
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
-from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
+from types import (
+    AsyncGeneratorType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    GeneratorType,
+    TracebackType,
+)
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from gradguard._core.state import is_dynamo_compiling
@@ -22,7 +29,7 @@ class CallContext(Protocol):
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
-        tb: Any,
+        tb: TracebackType | None,
         /,
     ) -> object: ...
 
