@@ -8,7 +8,8 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from gradguard._compare.figures import ModeComparison, ModeFigures
-from gradguard._compare.measuring import count, time
+from gradguard._compare.measuring import count, time, turns
+from gradguard._compare.progress import shown
 from gradguard._compare.putting_back import keep
 from gradguard._compare.reachable import held_by
 from gradguard._core.text import one_line
@@ -26,7 +27,9 @@ def compare_modes(
     Runs ``fn(*args, **kwargs)`` under each mode and reports, for each: the time of a call (by
     `torch.utils.benchmark`, with as many threads as torch now uses), the bytes that autograd keeps
     for backward, the nodes of the graph that the result leads to, and on an accelerator the peak
-    memory. ``print(compare_modes(model, (x,)))`` shows a table.
+    memory. ``print(compare_modes(model, (x,)))`` shows a table, a
+    notebook shows it by itself, and ``plot()`` draws it. On a terminal or in a notebook, what takes
+    longer than two seconds shows how far it is (by tqdm where it is installed).
 
     The modes take turns, ``repeats`` times, so that a machine that slows down does so for all
     three. Before each turn everything listed next is put back, so the three draw the same random
@@ -88,12 +91,18 @@ def compare_modes(
     _check(fn, args, kwargs, repeats)
     held = held_by(fn, args, dict(kwargs))
     _check_none_is_lazy(held)
-    call, restore = partial(fn, *args, **kwargs), keep(held)
+    call, put_back = partial(fn, *args, **kwargs), keep(held)
     try:
-        counts = count(call, held, restore)
-        times = time(call, repeats, restore)
+        with shown(turns(repeats)) as step:
+
+            def restore() -> None:
+                step()
+                put_back()
+
+            counts = count(call, held, restore)
+            times = time(call, repeats, restore)
     finally:
-        restore()
+        put_back()
     grad, no_grad, inference_mode = (
         ModeFigures(mode, tuple(times[mode]), *counts[mode]) for mode in counts
     )

@@ -1,11 +1,14 @@
 """The figures that `compare_modes` returns."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from gradguard._compare import table as texts
+from gradguard._compare.table import aligned, duration, html, optional, ratio, size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Mode = Literal["grad", "no_grad", "inference_mode"]
 
@@ -60,7 +63,7 @@ class ModeFigures:
 
 @dataclass(frozen=True)
 class ModeComparison:
-    """What a function costs under each mode; ``str()`` of it is a table with ratios.
+    """What a function costs under each mode; printed, or shown in a notebook, a table with ratios.
 
     Attributes:
         grad: the figures with grad on.
@@ -86,7 +89,71 @@ class ModeComparison:
         return iter((self.grad, self.no_grad, self.inference_mode))
 
     def __str__(self) -> str:
-        return texts.table(self)
+        return "\n".join((aligned(self._columns()), *self._notes()))
+
+    def _repr_html_(self) -> str:
+        return html(self._columns(), self._notes())
+
+    def plot(self) -> "Figure":
+        """Draw the time of a call and the bytes kept for backward, by mode.
+
+        Returns:
+            A matplotlib figure, which a notebook shows, and ``savefig`` writes to a file.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        from gradguard._compare.plot import Panel, bars  # matplotlib is optional, and slow to load
+
+        grad, kept = self.grad, [figures.kept_bytes for figures in self]
+        panels = (
+            Panel(
+                "time of a call",
+                [figures.seconds for figures in self],
+                [f"{figures.ratio_to(grad):.2f}x" for figures in self],
+                duration,
+                [figures.times for figures in self],
+            ),
+            Panel("kept for backward", kept, [ratio(one, grad.kept_bytes) for one in kept], size),
+        )
+        return bars([figures.mode for figures in self], panels, self._how_measured())
+
+    def _columns(self) -> list[list[str]]:
+        """Return the figures, each beside its ratio to grad's; what says nothing is left out."""
+        grad = self.grad
+        columns = [
+            self._column("", lambda f: f.mode),
+            self._column("time/call", lambda f: duration(f.seconds)),
+            self._column("", lambda f: f"±{f.spread:.0%}"),
+            self._column("ratio", lambda f: f"{f.ratio_to(grad):.2f}x"),
+            self._column("kept for backward", lambda f: size(f.kept_bytes)),
+            self._column("ratio", lambda f: ratio(f.kept_bytes, grad.kept_bytes)),
+            self._column("graph nodes", lambda f: optional(f.graph_nodes, str)),
+        ]
+        if any(f.peak_bytes is not None for f in self):
+            columns += [
+                self._column("peak memory", lambda f: optional(f.peak_bytes, size)),
+                self._column("ratio", lambda f: ratio(f.peak_bytes, grad.peak_bytes)),
+            ]
+        return columns
+
+    def _column(self, heading: str, write: Callable[[ModeFigures], str]) -> list[str]:
+        return [heading, *map(write, self)]
+
+    def _notes(self) -> list[str]:
+        notes = [self._how_measured()]
+        if self.grad.graph_nodes is None:
+            notes.append(
+                "graph nodes: no tensor in what fn returned, so there is no graph to count."
+            )
+        return notes
+
+    def _how_measured(self) -> str:
+        rounds = len(self.grad.times)
+        return (
+            f"median of {rounds} interleaved round(s), ± half their interquartile range; "
+            f"{self.threads} thread(s), torch {self.torch_version}"
+        )
 
 
 ModeFigures.__module__ = ModeComparison.__module__ = "gradguard"

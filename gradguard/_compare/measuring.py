@@ -35,6 +35,11 @@ _SECONDS = 0.05  # that one mode is timed for in one turn, or two calls if they 
 _OWN = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<timeit")
 
 
+def turns(repeats: int) -> int:
+    """Return how many turns `count` and `time` take; each begins with `restore`."""
+    return len(_GUARDS) * (2 + repeats)
+
+
 def count(call: Call, held: list[Any], restore: Restore) -> dict[Mode, Counts]:
     """Count under each mode, in the second call: the first one may compile, or fill caches."""
     for mode in _GUARDS:

@@ -1,54 +1,31 @@
-"""The table and the errors of `compare_modes`."""
+"""Tables of figures: as text, as HTML, and how their numbers are written."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gradguard._compare.figures import ModeComparison, ModeFigures
+from collections.abc import Callable, Sequence
+from html import escape
 
 
-def table(comparison: "ModeComparison") -> str:
-    """Write the figures, each beside its ratio to grad's; columns that say nothing are left out."""
-    grad, *_ = figures = list(comparison)
-    columns = [
-        _column("", figures, lambda f: f.mode),
-        _column("time/call", figures, lambda f: duration(f.seconds)),
-        _column("", figures, lambda f: f"±{f.spread:.0%}"),
-        _column("ratio", figures, lambda f: f"{f.ratio_to(grad):.2f}x"),
-        _column("kept for backward", figures, lambda f: size(f.kept_bytes)),
-        _column("ratio", figures, lambda f: ratio(f.kept_bytes, grad.kept_bytes)),
-        _column("graph nodes", figures, lambda f: optional(f.graph_nodes, str)),
-    ]
-    if any(f.peak_bytes is not None for f in figures):
-        columns += [
-            _column("peak memory", figures, lambda f: optional(f.peak_bytes, size)),
-            _column("ratio", figures, lambda f: ratio(f.peak_bytes, grad.peak_bytes)),
-        ]
-    lines = [*_aligned(columns), _how_measured(comparison)]
-    if grad.graph_nodes is None:
-        lines.append("graph nodes: no tensor in what fn returned, so there is no graph to count.")
-    return "\n".join(lines)
-
-
-def _column(
-    heading: str, figures: Iterable["ModeFigures"], write: Callable[["ModeFigures"], str]
-) -> list[str]:
-    return [heading, *map(write, figures)]
-
-
-def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+def aligned(columns: Sequence[Sequence[str]]) -> str:
+    """Lay out columns, each with its heading first; names to the left, numbers to the right."""
     first, *others = columns
     padded = [[cell.ljust(max(map(len, first))) for cell in first]]
     padded += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
-    return ["  ".join(row) for row in zip(*padded, strict=True)]
+    return "\n".join("  ".join(row) for row in zip(*padded, strict=True))
 
 
-def _how_measured(comparison: "ModeComparison") -> str:
-    rounds = len(comparison.grad.times)
+def html(columns: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """Return the same as an HTML table with notes below it."""
+    heading, *rows = (_html_row(row) for row in zip(*columns, strict=True))
+    below = "".join(f"<br>{escape(note)}" for note in notes).removeprefix("<br>")
     return (
-        f"median of {rounds} interleaved round(s), ± half their interquartile range; "
-        f"{comparison.threads} thread(s), torch {comparison.torch_version}"
+        f"<table><thead>{heading}</thead><tbody>{''.join(rows)}</tbody></table>"
+        f"<small>{below}</small>"
     )
+
+
+def _html_row(cells: Sequence[str]) -> str:
+    name, *numbers = (escape(cell) for cell in cells)
+    others = "".join(f'<td style="text-align: right">{cell}</td>' for cell in numbers)
+    return f'<tr><th style="text-align: left">{name}</th>{others}</tr>'
 
 
 def duration(seconds: float) -> str:

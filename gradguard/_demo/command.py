@@ -26,7 +26,11 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:  # has no pu
         ),
         allow_abbrev=False,
     )
-    parser.set_defaults(command=lambda _: main())
+    parser.set_defaults(command=_command)
+
+
+def _command(_: argparse.Namespace) -> int:
+    return main()
 
 
 def main() -> int:

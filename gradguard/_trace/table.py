@@ -1,6 +1,7 @@
 """The table of `trace()`, and how modes are named in it."""
 
 from collections.abc import Iterable, Sequence
+from html import escape
 
 _HEADER = ("where", "function", "thread", "before", "after")
 
@@ -38,6 +39,27 @@ def table(
         for mark, row in zip(marks, cells, strict=True)
     ]
     return "\n".join((*lines, _summary(len(still_open) + hidden, sum(still_open), hidden, dropped)))
+
+
+def html(
+    rows: Iterable[tuple[str, str, str, str, str]],
+    still_open: Sequence[bool],
+    *,
+    hidden: int,
+    dropped: int,
+) -> str:
+    """Return the same as an HTML table, with what was never switched back in bold."""
+    heading = "".join(f'<th style="text-align: left">{name}</th>' for name in _HEADER)
+    body = ""
+    for row, is_open in zip(rows, still_open, strict=True):
+        style = "text-align: left" + ("; font-weight: bold" if is_open else "")
+        body += (
+            "<tr>" + "".join(f'<td style="{style}">{escape(cell)}</td>' for cell in row) + "</tr>"
+        )
+    said = _summary(len(still_open) + hidden, sum(still_open), hidden, dropped)
+    said = said.replace("* never", "bold: never")
+    table = f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
+    return f"{table}<small>{escape(said)}</small>"
 
 
 def _summary(kept: int, still_open: int, hidden: int, dropped: int) -> str:

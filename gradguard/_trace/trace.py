@@ -1,7 +1,7 @@
 """trace(): every switch of the mode in a block, with the line that made it."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from gradguard._trace import chrome as _chrome
 from gradguard._trace import recording as _recording
 from gradguard._trace.recorder import snapshot
 from gradguard._trace.switch import RecordedSwitch, Switch
-from gradguard._trace.table import mode, table
+from gradguard._trace.table import html, mode, table
 
 if TYPE_CHECKING:
     import os
@@ -96,12 +96,18 @@ class Trace:
         return f"<Trace: {len(self)} switches, {left} never switched back>"
 
     def __str__(self) -> str:
+        return self._written(table)
+
+    def _repr_html_(self) -> str:
+        return self._written(html)
+
+    def _written(self, write: Callable[..., str]) -> str:
         records = self._records()
         still_open = {record.number for record in self._open()}
         newest = len(records) - _MOST_ROWS
         recorded = records[-1].number - self._before if records else 0
         shown = [r for at, r in enumerate(records) if at >= newest or r.number in still_open]
-        return table(
+        return write(
             [_row(record) for record in shown],
             [record.number in still_open for record in shown],
             hidden=len(records) - len(shown),

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradguard import GradModeError, GradModeWarning, watch_training
+from gradguard import watch_training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
 
-    from gradguard import TrainingWatch
+    from torch.utils.hooks import RemovableHandle
+
+    from gradguard import GradModeError, TrainingWatch
 
 __all__ = ["GradGuardCallback"]
 
@@ -25,8 +27,8 @@ class GradGuardCallback(TrainerCallback):
     """Watch the model and the optimizer with `gradguard.watch_training` while ``train()`` runs.
 
     The watch begins before the first step and ends with the training. A Trainer tells its callbacks
-    of no exception: after one, the watch says nothing more, and is removed by `remove` or when the
-    next training begins.
+    of no exception: after one, the watch goes at the model's next forward outside a training, when
+    the next training begins, or by `remove`.
 
     Args:
         allow: globs on the names of parameters that need no gradient.
@@ -35,9 +37,6 @@ class GradGuardCallback(TrainerCallback):
 
     Attributes:
         watch: the handle of the last training, with ``report()`` and ``findings``; None before it.
-
-    Raises:
-        ValueError: `on_violation` is none of the above.
 
     Example:
         .. code-block:: python
@@ -55,15 +54,13 @@ class GradGuardCallback(TrainerCallback):
         patience: int = 1,
         on_violation: Literal["raise", "warn"] | Callable[[GradModeError], object] = "raise",
     ) -> None:
-        if on_violation not in ("raise", "warn") and not callable(on_violation):
-            msg = f"on_violation is 'raise', 'warn' or a callable, got {on_violation!r}"
-            raise ValueError(msg)
         self._options: dict[str, Any] = {
             "allow": allow if isinstance(allow, str) else tuple(allow),
             "patience": patience,
+            "on_violation": on_violation,
         }
-        self._on_violation = on_violation
         self.watch: TrainingWatch | None = None
+        self._hook: RemovableHandle | None = None
 
     def on_train_begin(
         self,
@@ -74,9 +71,16 @@ class GradGuardCallback(TrainerCallback):
     ) -> None:
         """Begin; the Trainer hands over the model and the optimizer by keyword."""
         self.remove()
-        self.watch = watch_training(
-            kwargs["model"], kwargs["optimizer"], on_violation=self._violated, **self._options
-        )
+        model = kwargs["model"]
+        code = next((frame.f_code for frame in _frames() if _is_of_a_trainer(frame)), None)
+
+        def end_outside(*_: object) -> None:
+            if not any(frame.f_code is code for frame in _frames()):
+                self.remove()
+
+        if code is not None:  # else somebody calls this by hand, and will end it by hand
+            self._hook = model.register_forward_pre_hook(end_outside)
+        self.watch = watch_training(model, kwargs["optimizer"], **self._options)
 
     def on_train_end(
         self,
@@ -92,33 +96,16 @@ class GradGuardCallback(TrainerCallback):
         """Take the watch off; calling it again does nothing."""
         if self.watch is not None:
             self.watch.remove()
-
-    def _violated(self, error: GradModeError) -> None:
-        __tracebackhide__ = True
-        if not self._is_training():
-            return
-        if self._on_violation == "raise":
-            raise error
-        if self._on_violation == "warn":
-            _warn(error)
-        elif callable(self._on_violation):
-            self._on_violation(error)
-
-    def _is_training(self) -> bool:
-        """Tell whether a Trainer that has this callback is running, and not one that failed."""
-        frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
-        while frame.f_back is not None:
-            frame = frame.f_back
-            trainer = frame.f_locals.get("self")
-            if isinstance(trainer, Trainer) and self in trainer.callback_handler.callbacks:
-                return True
-        return False
+        if self._hook is not None:
+            self._hook.remove()
 
 
-def _warn(error: GradModeError) -> None:
-    """Warn at the line of the finding, which a stack level would not reach through the Trainer."""
-    finding = error.finding
-    if finding is None or finding.filename is None or finding.lineno is None:
-        warnings.warn(str(error), GradModeWarning, stacklevel=3)
-    else:
-        warnings.warn_explicit(str(error), GradModeWarning, finding.filename, finding.lineno)
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_of_a_trainer(frame: FrameType) -> bool:
+    return isinstance(frame.f_locals.get("self"), Trainer)

@@ -61,6 +61,18 @@ def trainer(callback, path, *callbacks, **options):
     )
 
 
+def hooks(training):
+    """Count what hangs on the model and on its optimizer."""
+    found = [
+        len(one._forward_hooks) + len(one._forward_pre_hooks) for one in training.model.modules()
+    ]
+    optimizer = training.optimizer
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    steps = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return sum(found) + sum(map(len, steps))
+
+
 class Does(TrainerCallback):
     """Does something after each evaluation."""
 
@@ -97,7 +109,7 @@ def test_a_mode_that_was_left_is_named(tmp_path):
         torch.set_grad_enabled(False)  # left
 
     try:
-        with pytest.raises(GradModeError, match="set_grad_enabled"):
+        with pytest.raises(GradModeError, match="Grad mode was left off"):
             trainer(GradGuardCallback(), tmp_path, Does(leave)).train()
     finally:
         torch.set_grad_enabled(True)
@@ -130,8 +142,8 @@ def test_a_model_that_stays_in_eval_mode_is_named(tmp_path, how):
     assert callback.watch.steps == 8
 
 
-def test_after_an_exception_nothing_more_is_told(tmp_path):
-    """The Trainer tells no callback of it: what is trained by hand then is not the watch's."""
+def test_an_exception_ends_the_watch(tmp_path):
+    """The Trainer tells no callback of it: the model's next forward elsewhere takes the watch off."""
 
     def fail(_):
         raise ValueError("broken")
@@ -140,13 +152,18 @@ def test_after_an_exception_nothing_more_is_told(tmp_path):
     training = trainer(callback, tmp_path, Does(fail))
     with pytest.raises(ValueError, match="broken"):
         training.train()
+    assert hooks(training)
+    training.model(torch.ones(1, 4), torch.ones(1, 1))
+    assert hooks(training) == 0
     training.model.zero_grad()
     training.optimizer.step()  # without a gradient
-    callback.remove()
-    callback.remove()
 
 
-def test_a_wrong_on_violation():
-    """It is refused before any training."""
-    with pytest.raises(ValueError, match="on_violation is 'raise', 'warn' or a callable, got 'no'"):
-        GradGuardCallback(on_violation="no")
+def test_it_can_be_removed_by_hand(tmp_path):
+    """Before a training, after it, and twice."""
+    callback = GradGuardCallback()
+    callback.remove()
+    training = trainer(callback, tmp_path)
+    training.train()
+    assert hooks(training) == 0
+    callback.remove()
