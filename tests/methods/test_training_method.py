@@ -1,6 +1,8 @@
 import asyncio
 import inspect
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -232,6 +234,32 @@ def test_each_named_module_must_be_in_train_mode():
     assert trainer.step().requires_grad
     trainer.critic.eval()
     assert "Trainer.step was called while its module (Linear)" in fails(trainer.step)
+
+
+def test_many_threads_in_one_method():
+    """Eight threads in one decorated method, switched as often as can be: no check is mixed up."""
+    switch_interval = sys.getswitchinterval()
+    start = threading.Barrier(8)
+
+    def work(number):
+        net, wrong = Net(), 0
+        start.wait()
+        for at in range(50):
+            leaks = (at + number) % 2
+            try:
+                net.step(sets_grad_off if leaks else LOSSES["tensor"])
+                wrong += leaks
+            except GradLeakError:
+                wrong += not leaks
+            wrong += grad_state() != GradState(True, False)
+        return wrong
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(work, range(8))) == 0
+    finally:
+        sys.setswitchinterval(switch_interval)
 
 
 # On return: the mode
