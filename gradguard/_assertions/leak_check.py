@@ -1,7 +1,6 @@
 """The check that a block or call leaves the mode and the ``training`` flags as it found them."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
 from types import FrameType
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from torch.nn import Module
 from gradguard._assertions.left_switched import Start
 from gradguard._core.decorating import decorate_each
 from gradguard._core.rank import with_rank
-from gradguard._core.state import is_dynamo_compiling
+from gradguard._core.state import is_dynamo_compiling, is_grad_enabled
 from gradguard._core.suspendable import Suspendable
 from gradguard._core.suspended_bodies import Body
 from gradguard._core.wrappers import CallContext
@@ -22,6 +21,11 @@ from gradguard._locate.torch_frames import functions_below
 
 F = TypeVar("F")
 
+_WHILE_COMPILING = (
+    "leak_check: the grad mode or a training flag was left changed in a function that "
+    "torch.compile is compiling. To do: run it once uncompiled, under "
+    "torch.compiler.set_stance('force_eager'), to have what switched it named."
+)
 _ENDS = (StopIteration, StopAsyncIteration, GeneratorExit)  # a body's own ways to say it is done
 
 
@@ -32,8 +36,9 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
     the block comes out as it was, with the finding as a note. Works as a context manager and as a
     decorator of functions, generators, coroutines and async generators; a body that can be
     suspended has its own mode (nothing of it is visible outside meanwhile), and is checked when it
-    ends. One object may be entered by many threads at once. Does nothing while `torch.compile` is
-    compiling.
+    ends. One object may be entered by many threads at once. In a function that `torch.compile`
+    compiles the grad flag and the ``training`` flags are checked; where they were left changed the
+    function runs uncompiled, and with ``fullgraph=True`` compiling fails.
 
     A guard opened in the block that is still in use where the block ends (an exit stack closed by
     a decorated function, say) goes on deciding the mode until it ends.
@@ -72,15 +77,20 @@ class leak_check:  # noqa: N801 (lower case as torch's own guards)
         self._modules = modules
         # By thread, without a lock: each thread appends to its own list, and popping is one step.
         self._entries: dict[int, list[Start]] = {}
+        self._compiled: list[_CompiledCheck] = []  # Dynamo follows a plain list
 
     def __enter__(self) -> None:
-        if not is_dynamo_compiling():
-            start = Start(self._modules, sys._getframe(1))  # noqa: SLF001 - may be None otherwise
-            self._entries.setdefault(get_ident(), []).append(start)
+        if is_dynamo_compiling():
+            self._compiled.append(_CompiledCheck(self._modules))
+            self._compiled[-1].__enter__()
+            return
+        start = Start(self._modules, sys._getframe(1))  # noqa: SLF001 - may be None otherwise
+        self._entries.setdefault(get_ident(), []).append(start)
 
     def __exit__(self, exc_type: object, exc: object, tb: object) -> None:
         __tracebackhide__ = True
         if is_dynamo_compiling():
+            self._compiled.pop().__exit__(exc_type, exc, tb)
             return
         frame = sys._getframe(1)  # noqa: SLF001 - as above
         start = self._pop()
@@ -144,13 +154,34 @@ class _Call:
     def put_back(self, start: Start, frame: FrameType) -> str | None:
         return start.put_back(self._subject, frame, lambda: _inside_function(self._fn))
 
-    def while_compiling(self) -> AbstractContextManager[object]:
-        """Nothing: Dynamo follows neither the inference flag nor the module tree."""
-        return nullcontext()
+    def while_compiling(self) -> "_CompiledCheck":
+        """The same while Dynamo is compiling."""
+        return _CompiledCheck(self._modules)
 
     def body(self) -> "_CheckedBody":
         """The check of a call whose body can be suspended."""
         return _CheckedBody(self._modules, self)
+
+
+class _CompiledCheck:
+    """What Dynamo can follow of it: the grad flag, and the flags of the modules as they are now.
+
+    An error leaves nothing compiled: the function runs uncompiled, and is checked there.
+    """
+
+    def __init__(self, modules: tuple[Module, ...]) -> None:
+        self._modules = modules
+
+    def __enter__(self) -> None:
+        self._before = self._now()
+
+    def __exit__(self, exc_type: object, exc: object, tb: object) -> None:
+        if exc_type is None and self._now() != self._before:
+            raise GradLeakError(_WHILE_COMPILING)
+
+    def _now(self) -> list[bool]:
+        flags = [module.training for root in self._modules for module in root.modules()]
+        return [is_grad_enabled(), *flags]
 
 
 def _inside_function(fn: object) -> list[Block]:

@@ -225,8 +225,9 @@ def test_bad_arguments_are_refused(bad):
         leak_check(bad)
 
 
-def test_a_compiled_step_keeps_one_graph():
-    """While Dynamo compiles it does nothing: no graph break, as a block and as a decorator."""
+@pytest.mark.parametrize("form", ["block", "function"])
+def test_a_compiled_step_keeps_one_graph(form):
+    """Where nothing leaks, a compiled function has no graph break, as a block and as a decorator."""
     torch._dynamo.reset()
     net = model()
 
@@ -236,10 +237,41 @@ def test_a_compiled_step_keeps_one_graph():
 
     @torch.compile(fullgraph=True, backend="eager")
     def step(x):
-        with leak_check(net):
+        if form == "function":
             return double(x)
+        with leak_check(net), leak_check():
+            with torch.no_grad():
+                return x * 2
 
     assert step(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("form", ["block", "function"])
+@pytest.mark.parametrize("change", [leak, lambda: NET.eval()], ids=["mode", "flag"])
+def test_a_compiled_step_that_leaks_is_told(form, change):
+    """What is left changed in a compiled function is told, or not compiled in a full graph."""
+    NET.train()
+    checked = leak_check(NET)(change)
+
+    def step(x):
+        if form == "function":
+            checked()
+        else:
+            with leak_check(NET):
+                change()
+        return x * 2
+
+    torch._dynamo.reset()
+    with pytest.raises(GradLeakError):
+        torch.compile(step, backend="eager")(torch.ones(2))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(step, backend="eager", fullgraph=True)(torch.ones(2))
+    assert torch.is_grad_enabled()
+    NET.train()
+
+
+NET = model()
 
 
 def test_a_scope_of_another_thread_is_not_the_blocks_doing():
