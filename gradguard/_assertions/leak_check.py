@@ -13,6 +13,7 @@ from gradguard._core.rank import with_rank
 from gradguard._core.state import is_dynamo_compiling, is_grad_enabled
 from gradguard._core.suspendable import Suspendable
 from gradguard._core.suspended_bodies import Body
+from gradguard._core.torch_versions import never_compiled
 from gradguard._core.wrappers import CallContext
 from gradguard._errors import GradLeakError
 from gradguard._locate.enclosing import Block
@@ -240,4 +241,5 @@ def add_note(error: BaseException, note: str) -> None:
     vars(error)["__notes__"] = [*notes, note]
 
 
+never_compiled(globals())
 leak_check.__module__ = "gradguard"

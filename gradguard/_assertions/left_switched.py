@@ -12,7 +12,7 @@ from gradguard._core.exits import close_above
 from gradguard._core.guard_stack import Boundary, Link, links, thread
 from gradguard._core.state import GradState, grad_state, put_back
 from gradguard._core.text import one_line
-from gradguard._core.torch_versions import TORCH_GUARDS, InferenceToken
+from gradguard._core.torch_versions import TORCH_GUARDS, InferenceToken, never_compiled
 from gradguard._eval.entries import own_flags, write_own_flags
 from gradguard._eval.training_flags import Modules, tree
 from gradguard._graph.listing import MOST_ENTRIES
@@ -188,3 +188,6 @@ def _flags(subject: str, modules: Sequence[str]) -> list[str]:
         *shown,
         todo,
     ]
+
+
+never_compiled(globals())

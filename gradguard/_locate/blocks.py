@@ -117,7 +117,9 @@ def _entered(statement: With, at: Position) -> list[ast.withitem]:
     """
     if _in_body(statement, at):
         return statement.items
-    if at.column is not None or at.line > statement.lineno:
+    if at.column is not None and at >= _start(statement.items[0].context_expr):
+        return [item for item in statement.items if _end(item.context_expr) <= at]
+    if at.line > statement.lineno:
         for count, item in enumerate(statement.items):
             if _covers(item.context_expr, at):
                 return statement.items[:count]
@@ -127,8 +129,8 @@ def _entered(statement: With, at: Position) -> list[ast.withitem]:
 def _in_body(statement: With, at: Position) -> bool:
     if at.column is None:
         return at.line >= first_line(statement.body[0])
-    last = statement.items[-1]
-    return at >= _end(last.optional_vars or last.context_expr)
+    # What comes after it, the target of `as` too, runs when the guard has been entered.
+    return at >= _end(statement.items[-1].context_expr)
 
 
 def calls_before(scope: Scope, at: Position) -> Iterator[tuple[ast.Call, list[With]]]:

@@ -2,17 +2,19 @@
 
 import ast
 import inspect
-import sys
 from dataclasses import dataclass, replace
 from types import BuiltinFunctionType
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
+from gradguard._core import guards
+from gradguard._core.guard_stack import Boundary, Opener
+from gradguard._core.torch_versions import TORCH_GUARDS
 from gradguard._locate.names import UNKNOWN, Names
 from gradguard._locate.where_text import read
+from gradguard._tasks.carried_mode import Carried
 
 T = TypeVar("T")
 GUARDS = ("no_grad", "enable_grad", "set_grad_enabled", "inference_mode")
-_MODULES = {"torch": "torch.autograd.grad_mode", "gradguard": "gradguard._core.guards"}
 _BOTH = (True, False)
 
 
@@ -47,22 +49,18 @@ def is_a(value: Any, kind: type[T]) -> TypeGuard[T]:
 
 
 def guard_called(target: Any) -> Guard | None:
-    """Return the guard that calling `target` makes, or switches at once."""
+    """Return the guard that calling `target` makes, or switches at once.
+
+    By what it is, whatever its name: a project may have rebound torch's names to gradguard's.
+    """
     if is_a(target, BuiltinFunctionType) and target.__name__ == "_set_grad_enabled":
         return Guard("torch", "set_grad_enabled")
-    for library, module in _MODULES.items():
-        # Not imported here: the pytest plugin must not be what imports torch.
-        known = vars(sys.modules[module]) if module in sys.modules else {}
-        for name in GUARDS:
-            if name in known and _is_or_extends(target, known[name]):
-                return Guard(library, name)
+    for name in GUARDS:
+        if target is vars(guards)[name]:
+            return Guard("gradguard", name)
+        if is_a(target, type) and issubclass(target, TORCH_GUARDS[name]):
+            return Guard("torch", name)
     return None
-
-
-def _is_or_extends(target: Any, known: Any) -> bool:
-    if is_a(target, type) and is_a(known, type):
-        return issubclass(target, known)
-    return target is known
 
 
 def switch_of_class(target: Any) -> Switch | None:
@@ -73,20 +71,19 @@ def switch_of_class(target: Any) -> Switch | None:
 
 def switch_of_object(value: Any) -> Switch | None:
     """Return what entering this already existing object switches."""
-    ours = sys.modules.get("gradguard._core.guard_types")
-    carried = sys.modules.get("gradguard._tasks.carried_mode")
-    if carried is not None and is_a(value, carried.Carried):
-        return Switch(
-            f"gradguard.{value!r}", (value.mode.grad_enabled,), (value.mode.inference_mode,)
-        )
-    if ours is not None and is_a(value, ours.Guard):
-        name, _, argument = repr(value)[:-1].partition("(")
-        return _switch(Guard("gradguard", name), "True" in argument, argument)
+    if is_a(value, Carried):
+        return Switch(f"gradguard.{value!r}", *((flag,) for flag in value.mode))
+    if is_a(value, Opener) and not is_a(value, Boundary):
+        return Switch(f"gradguard.{value!r}", _values(value.grad), _values(value.inference))
     guard = guard_called(type(value))
     if guard is None:
         return None
     mode = inspect.getattr_static(value, "mode", UNKNOWN)
     return _switch(guard, mode, repr(mode) if type(mode) is bool else "")
+
+
+def _values(flag: bool | None) -> tuple[bool, ...]:
+    return () if flag is None else (flag,)
 
 
 def switch_of(node: ast.expr, names: Names) -> Switch | None:

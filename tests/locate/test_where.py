@@ -1040,6 +1040,39 @@ def test_each_way_of_switching_has_its_words():
     assert text("unread", None) == "guard() at f.py:3 in fn: (source not available)"
 
 
+def test_the_target_of_a_with_runs_inside_it():
+    """While the target of ``as`` is worked out the item is open, and what follows it is not."""
+    found, slots = [], {}
+
+    def at():
+        found.append(kinds(sys._getframe(1)))
+        return 0
+
+    with torch.no_grad() as slots[at()], torch.enable_grad(), torch.inference_mode():
+        pass
+    with torch.enable_grad() as slots[at()]:
+        pass
+    assert found == [["torch.no_grad()"], ["torch.enable_grad()"]]
+
+
+def test_guards_are_known_by_what_they_are(monkeypatch):
+    """Where a project has rebound torch's names, both libraries' guards are told as they are."""
+    stock = {name: getattr(torch, name) for name in ("no_grad", "inference_mode")}
+    for name in stock:
+        for module in (torch, torch.autograd, torch.autograd.grad_mode):
+            monkeypatch.setattr(module, name, getattr(gradguard, name))
+    quiet = stock["no_grad"]
+
+    @torch.inference_mode()
+    def decorated():
+        with quiet():
+            return kinds()
+
+    with torch.no_grad():
+        assert kinds() == ["gradguard.no_grad()"]
+        assert decorated()[:2] == ["torch.no_grad()", "gradguard.inference_mode(mode=True)"]
+
+
 # --- libraries
 
 
