@@ -47,6 +47,12 @@ class GradState(NamedTuple):
     inference_mode: bool
 
 
+# Made once: a trace asks at each switch, and making a tuple takes longer than asking.
+_STATES = tuple(
+    (GradState(False, inference), GradState(True, inference)) for inference in (False, True)
+)
+
+
 def grad_state() -> GradState:
     """Return the grad mode and the inference mode of the calling thread.
 
@@ -60,7 +66,7 @@ def grad_state() -> GradState:
 
     Source: `torch.is_grad_enabled`, `torch.is_inference_mode_enabled`.
     """
-    return GradState(is_grad_enabled(), is_inference_mode_enabled())
+    return _STATES[is_inference_mode_enabled()][is_grad_enabled()]
 
 
 def put_back(state: GradState, spent: Sequence[InferenceToken] = ()) -> None:

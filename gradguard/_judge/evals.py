@@ -76,8 +76,9 @@ class Evals:
         at = 0
         for reference, when in self._trained.values():
             root = reference()
-            known = root is not None and when > at
-            if known and id(module) in self._scene.modules.tree(root):
+            if root is None or when <= at:
+                continue
+            if id(module) in self._scene.modules.tree(root):
                 at = when
         return at
 
@@ -90,7 +91,9 @@ class Evals:
     def step(self, optimizer: Optimizer, last: int) -> None:
         """Look at a step with gradients; `last` is when the one before was."""
         for episode in list(self._open.values()):
-            if episode.recorded <= last:
+            # A part that was evaluated by itself runs inside the model as it was left.
+            part = episode.evaluated and self._scene.recorded_at > last
+            if episode.recorded <= last and not part:
                 continue
             root = episode.root()
             if root is not None and not root.training and self._learns(root, optimizer):

@@ -1,6 +1,5 @@
 """What feeders tell the judge."""
 
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import NamedTuple
 
@@ -29,7 +28,6 @@ class Left(NamedTuple):
     constant: bool = False
 
 
-@dataclass(slots=True)
 class Forward:
     """One forward that the program itself called, rather than another module.
 
@@ -43,11 +41,19 @@ class Forward:
 
     """
 
-    module: nn.Module
-    training: bool
-    recorded: bool
-    frame: FrameType | None
-    left: Left | None = None
-    differentiated: bool = False
-    # The modules seen inside in these modes: what is known is looked at no more.
-    inside: set[int] = field(default_factory=set)
+    __slots__ = ("differentiated", "frame", "left", "module", "recorded", "training")
+
+    def __init__(
+        self,
+        module: nn.Module,
+        training: bool,
+        recorded: bool,
+        frame: FrameType | None,
+        left: Left | None = None,
+    ) -> None:
+        self.module = module
+        self.training = training
+        self.recorded = recorded
+        self.frame = frame
+        self.left = left
+        self.differentiated = False

@@ -39,8 +39,15 @@ class FrozenMoves:
         few = held.steps & (held.steps - 1) == 0
         if not self._lines and not few:
             return
-        suspects = [p for p in parameters(optimizer) if p.grad is not None and not p.requires_grad]
-        suspects = [p for p in suspects if self._tries.get(id(p), 0) < _TRIES]
+        # torch's own optimizers leave alone what has no gradient.
+        own = type(optimizer).__module__.startswith("torch.optim")
+        suspects = [
+            p
+            for p in parameters(optimizer)
+            if not p.requires_grad
+            and (p.grad is not None or not own)
+            and self._tries.get(id(p), 0) < _TRIES
+        ]
         if suspects:
             self._before[id(optimizer)] = [(p, p.detach().clone()) for p in suspects]
 

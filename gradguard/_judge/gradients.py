@@ -170,6 +170,7 @@ class NoGradients:
         if held.good < _STEPS or not held.learned_groups:
             return
         for at, line in enumerate(held.group_lines):
-            if at not in held.learned_groups and held.group_sizes[at]:
+            steps = held.good - held.group_since[at]
+            if at not in held.learned_groups and held.group_sizes[at] and steps >= _STEPS:
                 message = texts.frozen_group(held.kind, at, held.group_sizes[at])
                 self._scene.ledger.add("no-gradient", line, message, severity="notice")

@@ -1,11 +1,14 @@
 """`recorded-eval` and `kept-graph`: graphs that nobody uses, and graphs that stay."""
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
 from gradguard._graph.tensors import tensors
 from gradguard._judge import holders, texts
@@ -17,6 +20,8 @@ _FEW = 4  # less than one in so many without a backward: a batch that was skippe
 _MANY = 10  # graphs that stay
 _ALL = 64  # so many forwards of a line are followed, then one in sixteen
 _SOME = 15
+_OUTPUTS = 8
+_NODES = 200
 
 
 class Calling:
@@ -79,7 +84,8 @@ class Graphs:
         if calling is None:
             calling = self._lines[key] = Calling(self._scene, forward, owner, frame)
         calling.calls += 1
-        if calling.calls <= _ALL or not calling.calls & _SOME:
+        some = calling.calls <= _ALL or not calling.calls & _SOME
+        if some and not is_tracing():  # type: ignore[no-untyped-call]
             self._follow(calling, output)
         return known
 
@@ -98,18 +104,18 @@ class Graphs:
         """Look whether the graphs of earlier steps grow in number."""
         for calling in self._lines.values():
             if len(calling.alive) > 2 * max(calling.mark, _MANY):
-                old = self._old(calling)
-                if len(old) > 2 * max(calling.mark, _MANY):
+                count = self._kept(calling)
+                if count > 2 * max(calling.mark, _MANY):
                     if calling.mark:
-                        self._tell_kept(calling, len(old))
-                    calling.mark = len(old)
+                        self._tell_kept(calling, count)
+                    calling.mark = count
 
     def finish(self, *, crashed: bool) -> None:
         """Tell what was found; of a graph that is alive at a crash nothing can be said."""
         for calling in list(self._lines.values()):
-            old = self._old(calling)
-            if len(old) > _MANY and not crashed:
-                self._tell_kept(calling, len(old))
+            count = 0 if crashed else self._kept(calling)
+            if count > _MANY:
+                self._tell_kept(calling, count)
             elif not calling.training:
                 self._tell_unused(calling, crashed=crashed)
 
@@ -118,19 +124,25 @@ class Graphs:
             nodes = {output.grad_fn}
         else:
             nodes = {tensor.grad_fn for _, tensor in tensors(output)}
-        nodes.discard(None)
-        if nodes:
+        known = [node for node in nodes if node is not None][:_OUTPUTS]
+        if known:
             graph: Callable[[Any], None] = _Graph(calling, self._scene.steps)
-            for node in list(nodes)[:8]:
-                if node is not None:
-                    node.register_prehook(graph)
+            for node in {*known, *_first_nodes(known)}:
+                node.register_prehook(graph)
 
-    def _old(self, calling: Calling) -> list[int]:
-        """Return the graphs from before the step that ended last."""
+    def _kept(self, calling: Calling) -> int:
+        """Count the graphs from before the last step that something holds."""
+        count = self._old(calling)
+        if count > _MANY:
+            gc.collect()  # what only a cycle holds goes when Python gets to it
+            count = self._old(calling)
+        return count
+
+    def _old(self, calling: Calling) -> int:
         steps = self._scene.steps
         if not steps:
-            return list(calling.alive)[:-2]
-        return [key for key, step in list(calling.alive.items()) if step < steps - 1]
+            return len(calling.alive) - 2
+        return sum(step < steps - 1 for step in list(calling.alive.values()))
 
     def _tell_unused(self, calling: Calling, *, crashed: bool) -> None:
         unused = calling.dropped if crashed else calling.followed - calling.used
@@ -158,3 +170,21 @@ class Graphs:
                 model=calling.kind,
                 severity="notice",
             )
+
+
+def _first_nodes(outputs: list[Node]) -> list[Node]:
+    """Return operations of a graph that depend on nothing but leaves, near its beginning.
+
+    They stay alive where anything of the graph does: a kept attention map, a running mean.
+    """
+    seen, stack, found = set(outputs), list(outputs), list[Node]()
+    while stack and len(seen) < _NODES and len(found) < _OUTPUTS:
+        node = stack.pop()
+        children = [child for child, _ in node.next_functions if child is not None]
+        inner = [child for child in children if type(child).__name__ != "AccumulateGrad"]
+        if children and not inner:
+            found.append(node)
+        fresh = [child for child in inner if child not in seen]
+        seen.update(fresh)
+        stack += fresh
+    return found

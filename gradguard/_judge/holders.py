@@ -3,7 +3,7 @@
 import gc
 import sys
 from collections.abc import Iterator
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def _names_of(tensor: Tensor) -> Iterator[str]:
         if isinstance(holder, dict):
             name = next((key for key, value in holder.items() if value is tensor), None)
             yield from _names_of_dict(holder, name)
-        elif isinstance(holder, (list, tuple)) and not isinstance(holder, FrameType):
+        elif isinstance(holder, (list, tuple)):
             for outer in gc.get_referrers(holder):
                 if isinstance(outer, dict):
                     name = next((key for key, value in outer.items() if value is holder), None)

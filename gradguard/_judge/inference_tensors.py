@@ -33,7 +33,8 @@ class InferenceTensors:
     def about_to_run(self, module: nn.Module, line: Line) -> None:
         """Look at a module before a forward that records nothing: it makes its lazy parameters."""
         if is_inference_mode_enabled():
-            self.created((p for p in module.parameters() if is_lazy(p)), line)
+            every: list[Tensor] = list(module.parameters())
+            self.created((p for p in every if is_lazy(p)), line)
 
     def loaded(self, held: Held, line: Line) -> None:
         """Take the state that an optimizer was given by `load_state_dict`."""

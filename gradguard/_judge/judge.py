@@ -93,6 +93,8 @@ class Judge:
         scene = self.scene
         scene.forwards += 1
         self.norms.ran(forward.module)
+        if not forward.recorded and isinstance(output, Tensor) and output.grad_fn is not None:
+            forward.recorded = True  # the forward itself has switched recording on
         if not (forward.recorded or forward.training):
             self.evals.forward(forward)
             if forward.left is not None:
@@ -100,17 +102,16 @@ class Judge:
             self.train_mode.forward_in_eval(forward)
             return
         frame, owner = outside(forward.frame)
-        owner = owner or forward.module
         if not forward.recorded:
             self.leaks.unrecorded(forward)
-            self.train_mode.forward(forward, frame, owner)
+            self.train_mode.forward(forward, frame, owner or forward.module)
             return
         if forward.training:
             scene.recorded_at = scene.tick()
         else:
             self.evals.forward(forward)
         if not forward.differentiated or forward.training:
-            known = self.graphs.returned(forward, output, frame, owner)
+            known = self.graphs.returned(forward, output, frame, owner or forward.module)
             if forward.training:
                 self.leaks.recorded(forward, known=known)
 
@@ -150,6 +151,7 @@ class Judge:
         before = len(optimizer.param_groups) - 1  # groups may have been taken out by hand
         held.group_lines[before:] = [line]
         held.group_sizes[before:] = [len(group)]
+        held.group_since[before:] = [held.good]
         for p in group:
             self.gradients.add(held, p)
         self.inference.given(group, line)
@@ -223,7 +225,7 @@ class Judge:
         self.scene.modules.of(owner)  # so that its parameters have names before it runs
         if new is not None and is_inference(new):
             self.inference.created([new], here(frame))
-        if owner._parameters.get(name) is not None:  # noqa: SLF001 (what is being replaced)
+        if name in owner._parameters or self.places.is_empty_now(owner, name):  # noqa: SLF001 (what is being replaced)
             self.places.parameter_set(owner, name, new, here(frame))
 
     def module_set(
@@ -232,7 +234,7 @@ class Judge:
         """Take a module that is being put in its place in another."""
         self.scene.modules.version += 1
         self.scene.modules.of(owner)
-        if owner._modules.get(name) is not None:  # noqa: SLF001 (what is being replaced)
+        if name in owner._modules or self.places.is_empty_now(owner, name):  # noqa: SLF001 (what is being replaced)
             self.places.module_set(owner, name, new, here(frame))
 
     def forked(self) -> None:

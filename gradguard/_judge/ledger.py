@@ -90,5 +90,6 @@ def _finding(kind: str, line: Line | None, message: str, fields: dict[str, Any])
         function=at.function or None,
         source=at.source if line is not None else None,
         rank=None if ours is None else ours[0],
-        **{**fields, "parameters": tuple(fields.get("parameters", ()))},
+        **{name: value for name, value in fields.items() if name != "parameters"},
+        parameters=tuple(fields.get("parameters", ())),
     )

@@ -21,7 +21,7 @@ class Seen:
         "__weakref__",
         "called",
         "depending",
-        "differentiates",
+        "evals",
         "kind",
         "known",
         "outermost",
@@ -43,7 +43,7 @@ class Seen:
         self.outermost = False  # whether the program called it, rather than another module
         self.recorded = False  # whether a forward of it was recorded
         self.reentrant = False  # whether its forward ran in a reentrant checkpoint
-        self.differentiates = False  # whether its forward differentiates inside
+        self.evals = 0  # how often the program called it in eval mode, with nothing recorded
         # Of this outermost module: the ids of modules seen inside, by its mode and the grad mode.
         self.known: tuple[set[int], set[int], set[int], set[int]] = (set(), set(), set(), set())
         # The ids of all that is registered in it, and those whose forward depends on the mode.
@@ -122,6 +122,7 @@ class Held:
         "accumulated",
         "good",
         "group_lines",
+        "group_since",
         "group_sizes",
         "kind",
         "last",
@@ -146,6 +147,7 @@ class Held:
         self.group_lines: list[Line | None] = []
         self.learned_groups: set[int] = set()  # those that were trainable at some step
         self.group_sizes: list[int] = []
+        self.group_since: list[int] = []  # after how many good steps each was added
         # Parameters without a gradient so far, and in how many steps; what is known of them.
         self.missing: dict[int, tuple[Line, Any]] = {}
         self.pending: dict[int, tuple[weakref.ref[Tensor], int]] | None = None
@@ -202,9 +204,8 @@ def depends_on_mode(module: nn.Module) -> bool:
 
 def acts(module: nn.Module) -> bool:
     """Tell whether a Dropout or BatchNorm acts as in training."""
-    return (
-        module.training and isinstance(module, (_DropoutNd, _NormBase)) and depends_on_mode(module)
-    )
+    kinds = (_DropoutNd, _NormBase, nn.RNNBase, nn.MultiheadAttention)
+    return module.training and isinstance(module, kinds) and depends_on_mode(module)
 
 
 _reads: dict[type, bool] = {}
@@ -234,3 +235,12 @@ def plain(name: str) -> str:
 def is_norm(module: Any) -> bool:
     """Tell whether a module keeps running statistics."""
     return isinstance(module, _NormBase)
+
+
+def has_closure(args: Any, kwargs: Any) -> bool:
+    """Tell whether a step was given a closure.
+
+    The hooks' args begin with the optimizer itself, or do not, by version of torch.
+    """
+    given = [*args, kwargs.get("closure")]
+    return any(callable(value) and not isinstance(value, Optimizer) for value in given)

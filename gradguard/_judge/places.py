@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -34,28 +35,54 @@ class _Replaced:
         self.now = now
 
 
+_Gone: TypeAlias = "tuple[weakref.ref[nn.Module], list[weakref.ref[Tensor]]]"
+
+
 class Places:
     """Notes what is replaced in modules, and looks at steps whether an optimizer knows of it."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._replaced: dict[tuple[int, str], _Replaced] = {}
+        self._gone: dict[tuple[int, str], _Gone] = {}
 
     def parameter_set(self, owner: nn.Module, name: str, new: Tensor | None, line: Line) -> None:
         """Note that a parameter is being put in a place."""
         old = owner._parameters.get(name)  # noqa: SLF001 (what register_parameter replaces)
-        if old is None or old is new or new is None:
+        if new is None and old is not None:
+            self._gone[id(owner), name] = weakref.ref(owner), [weakref.ref(old)]
+        if new is None or old is new:
+            return
+        if old is None:
+            self._back(owner, name, line, lambda m: _parameter(m, name))
             return
         self._note(_Replaced(owner, name, [old], line, lambda m: _parameter(m, name)))
 
     def module_set(self, owner: nn.Module, name: str, new: nn.Module | None, line: Line) -> None:
         """Note that a module is being put in a place."""
         old = owner._modules.get(name)  # noqa: SLF001 (what register_module replaces)
-        if old is None or old is new or new is None:
+        if new is None or old is new:
+            return
+        if old is None:
+            self._back(owner, name, line, lambda m: _parameters_at(m, name))
             return
         gone = list(old.parameters())
         if gone:
             self._note(_Replaced(owner, name, gone, line, lambda m: _parameters_at(m, name)))
+
+    def deleted(self, owner: nn.Module, name: str) -> None:
+        """Note that a parameter or module is being taken out of its place."""
+        gone = [*_parameter(owner, name), *_parameters_at(owner, name)]
+        if gone:
+            self._gone[id(owner), name] = weakref.ref(owner), [weakref.ref(p) for p in gone]
+
+    def converted(self, owner: nn.Module, name: str, old: Tensor, line: Line) -> None:
+        """Note that a conversion has put another parameter in a place."""
+        self._note(_Replaced(owner, name, [old], line, lambda m: _parameter(m, name)))
+
+    def is_empty_now(self, owner: nn.Module, name: str) -> bool:
+        """Tell whether something was taken out of a place before."""
+        return (id(owner), name) in self._gone
 
     def step(self, optimizer: Optimizer) -> bool:
         """Look at a step; tell whether the optimizer holds what was replaced."""
@@ -81,6 +108,14 @@ class Places:
                 found = True
                 self._tell(optimizer, owner, place, fresh)
         return found
+
+    def _back(
+        self, owner: nn.Module, name: str, line: Line, now: Callable[[nn.Module], list[Tensor]]
+    ) -> None:
+        reference, gone = self._gone.pop((id(owner), name), (None, []))
+        old = [p for p in (one() for one in gone) if p is not None]
+        if old and reference is not None and reference() is owner:
+            self._note(_Replaced(owner, name, old, line, now))
 
     def _note(self, place: _Replaced) -> None:
         owner = place.owner()

@@ -1,9 +1,11 @@
 """`train-mode-inference`: forwards that record nothing, with Dropout or BatchNorm acting."""
 
+import itertools
 import weakref
 from types import FrameType
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradguard._core.frames import PLUMBING, whose
 from gradguard._judge import texts
@@ -13,6 +15,7 @@ from gradguard._judge.lines import Line, line_at, outside
 from gradguard._judge.modules import acts
 from gradguard._judge.scene import Scene
 
+_PARAMETERS = 16  # of which a value is looked at
 _LOOKS = 8  # at all of the first so many forwards of a line, then ever more rarely
 
 
@@ -27,7 +30,7 @@ class _Calling:
         self.acting: set[str] = set()
         self.excused = False  # written in place between its forwards, or asked for
         self.trained = False
-        self.versions: tuple[int, ...] | None = None
+        self.values: tuple[float, ...] | None = None
         self.step = step  # of the last forward
         self.first_step = step
         self.intervals = 1  # between how many steps it ran
@@ -61,7 +64,10 @@ class TrainMode:
 
     def forward_in_eval(self, forward: Forward) -> None:
         """Look at a forward in eval mode: what is inside may be in train mode all the same."""
-        if any(map(acts, self._scene.modules.depends_on_mode(forward.module))):
+        seen = self._scene.modules.of(forward.module)
+        seen.evals += 1
+        often = seen.evals > _LOOKS and seen.evals & (seen.evals - 1)
+        if not often and any(map(acts, self._scene.modules.depends_on_mode(forward.module))):
             frame, owner = outside(forward.frame)
             self.forward(forward, frame, owner or forward.module)
 
@@ -86,11 +92,10 @@ class TrainMode:
         asked = self._evals.trained_at(owner)
         if asked > max(self._scene.recorded_at, self._scene.backward_at) > 0:
             calling.excused = True  # train() was called for these forwards: new statistics, say
-        versions = tuple(p._version for p, _ in zip(_normal(module), range(8), strict=False))  # noqa: SLF001 (no other way to see a write)
-        moved = calling.versions is not None and calling.versions != versions
-        if moved and not calling.trained:
+        values = _values(module)
+        if calling.values not in (None, values) and not calling.trained:
             calling.excused = True
-        calling.versions = versions
+        calling.values = values
 
     def _forgot(self, module: nn.Module, owner: nn.Module) -> bool:
         """Tell a Dropout in train mode from one that was switched on by a call of its own."""
@@ -119,8 +124,14 @@ class TrainMode:
         )
 
 
-def _normal(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if not p.is_inference()]
+def _values(module: nn.Module) -> tuple[float, ...]:
+    """Return the first value of some parameters: an assignment to ``data`` changes no version."""
+    some: list[Tensor] = list(itertools.islice(module.parameters(), _PARAMETERS))
+    return tuple(
+        float(p.detach()[(0,) * p.dim()])
+        for p in some
+        if not is_lazy(p) and p.numel() and not p.is_meta and not p.is_complex()
+    )
 
 
 def _asked_by_torch(frame: FrameType | None) -> bool:

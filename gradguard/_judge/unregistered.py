@@ -36,7 +36,8 @@ class Unregistered:
 
     def inside(self, module: nn.Module, root: nn.Module, frame: FrameType | None) -> None:
         """Look at a module that runs inside `root`."""
-        if id(module) in self._scene.modules.tree(root) or not _matters(module):
+        tree = self._scene.modules.tree(root)
+        if id(module) in tree or not _is_foreign(module, root, tree):
             return
         if any(id(module) in tree for tree in self._known_trees()):
             return
@@ -105,8 +106,15 @@ class Unregistered:
         )
 
 
-def _matters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters()) or any(map(acts, module.modules()))
+def _is_foreign(module: nn.Module, root: nn.Module, tree: frozenset[int]) -> bool:
+    """Tell whether it has parameters, Dropout or BatchNorm that the root does not know.
+
+    A container may be made in the forward of layers that are registered.
+    """
+    known = {id(p) for p in root.parameters()}
+    return any(id(p) not in known for p in module.parameters()) or any(
+        id(each) not in tree and acts(each) for each in module.modules()
+    )
 
 
 def _is_given(module: nn.Module, frame: FrameType | None) -> bool:

@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 from torch import nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
 from gradguard._core.state import (
     is_dynamo_compiling,
@@ -31,50 +30,55 @@ class Running(threading.local):
 
     def __init__(self) -> None:
         self.forward: Forward | None = None  # the one that the program itself called
-        self.inside: set[int] = set()  # the modules seen inside it
+        self.inside: set[int] | None = None  # the modules seen inside it; None: no forward runs
         self.backward = 0  # how many calls of autograd
         self.flags = False  # whether train() or eval() goes through a module's children
 
 
-def replacement(
+def replacement(  # noqa: C901 (one function, for the time of its calls)
     judge: Judge, running: Running, original: Callable[..., Any], attempt: Callable[..., None]
 ) -> Callable[..., Any]:
     """Make what stands in the place of `nn.Module.__call__`."""
     of = judge.scene.modules.of
     by_id = judge.scene.modules.by_id
+    # torch's own does no more than choose between two; to call it costs a frame for each module.
+    plain = getattr(original, "__code__", None) is _TORCHS
 
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 (its place)
-        if is_dynamo_compiling():
-            return original(self, *args, **kwargs)
-        if running.forward is not None:
-            if id(self) not in running.inside:
-                running.inside.add(id(self))
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 (its place)
+        if not is_dynamo_compiling():
+            inside = running.inside
+            if inside is None:
+                if not running.backward:
+                    return outermost(self, sys._getframe(1), args, kwargs)  # noqa: SLF001
+            elif id(self) not in inside:
+                inside.add(id(self))
                 attempt(judge.ran_inside, self, running.forward, sys._getframe(1))  # noqa: SLF001
+        if not plain:
             return original(self, *args, **kwargs)
-        if running.backward or is_tracing():  # type: ignore[no-untyped-call]
-            return original(self, *args, **kwargs)
-        return outermost(self, sys._getframe(1), args, kwargs)  # noqa: SLF001
+        if self._compiled_call_impl is not None:
+            return self._compiled_call_impl(*args, **kwargs)
+        return self._call_impl(*args, **kwargs)
 
     def outermost(self: nn.Module, frame: FrameType, args: Any, kwargs: Any) -> Any:
         recorded = is_grad_enabled() and not is_inference_mode_enabled()
         training = self.training
         seen = by_id.get(id(self)) or of(self)
         forward = Forward(self, training, recorded, frame)
-        running.inside = inside = seen.known[recorded + 2 * training]
+        inside = seen.known[recorded + 2 * training]
         if id(self) not in inside:
             inside.add(id(self))
             attempt(judge.began, forward)
-        running.forward = forward
+        running.forward, running.inside = forward, inside
         try:
             output = original(self, *args, **kwargs)
         finally:
-            running.forward = None
-        attempt(ended, forward, output)
+            running.inside = None
+        if not recorded:
+            forward.left = left(frame)
+        attempt(judge.ended, forward, output)
         return output
 
-    def ended(forward: Forward, output: object) -> None:
-        if not forward.recorded:
-            forward.left = left()
-        judge.ended(forward, output)
-
     return __call__
+
+
+_TORCHS = nn.Module.__call__.__code__

@@ -12,6 +12,7 @@ from gradguard._core.frames import USER, whose
 from gradguard._judge.judge import Judge
 from gradguard._trace.patching import Patches
 
+_JUMPS = ("JUMP_FORWARD", "JUMP_ABSOLUTE")
 _GUARDS = ("no_grad", "enable_grad", "inference_mode")
 _MOST_CODE = 10_000  # code may be made anew again and again
 _dropped: dict[tuple[int, int], tuple[CodeType, bool]] = {}
@@ -25,7 +26,7 @@ def dropped_guards(patches: Patches, judge: Judge, attempt: Callable[..., None])
 
 def _maker(name: str, judge: Judge, attempt: Callable[..., None]) -> Callable[[Any], Any]:
     def look(frame: FrameType) -> None:
-        if whose(frame) == USER and _is_dropped(frame):
+        if _is_dropped(frame) and whose(frame) == USER:
             judge.no_effect.dropped_guard(name, frame)
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
@@ -49,6 +50,8 @@ def _is_dropped(frame: FrameType) -> bool:
 
 
 def _next_drops(code: CodeType, at: int) -> bool:
-    following = (each for each in dis.get_instructions(code) if each.offset > at)
-    after = next(following, None)
-    return after is not None and after.opname == "POP_TOP"
+    instructions = {each.offset: each for each in dis.get_instructions(code)}
+    offset = min((each for each in instructions if each > at), default=None)
+    while offset is not None and instructions[offset].opname in _JUMPS:
+        offset = instructions[offset].argval  # out of one branch of a conditional expression
+    return offset is not None and instructions[offset].opname == "POP_TOP"

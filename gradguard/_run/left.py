@@ -2,7 +2,7 @@
 
 import re
 import sys
-from types import CodeType
+from types import CodeType, FrameType
 
 from gradguard._core.frames import outwards
 from gradguard._core.state import GradState, grad_state
@@ -15,33 +15,34 @@ _CONSTANT = re.compile(r"set_grad_enabled\(\s*(?:mode\s*=\s*)?False\s*\)|__enter
 _RECORDING = GradState(grad_enabled=True, inference_mode=False)
 
 
-def left() -> Left | None:
+def left(caller: FrameType | None = None) -> Left | None:
     """Return the mode left switched, by what an active trace has recorded.
 
     None where operations are recorded, where the block that switched is still running on this
     thread's stack, and where something switched that no trace sees (autograd, in C++).
     """
-    state = grad_state()
     recording = recorder.current
-    if state == _RECORDING or recording is None:
+    if recording is None:
         return None
     opened = recording.thread.opened
     record = opened.last() or opened.exit
-    if record is None or record.after != state:
-        return None
-    running = _running()
-    if record.holder is not None and record.holder in running:
+    if record is None or (caller is not None and record.holder is caller.f_code):
+        return None  # by far the most: a call right in the block that switched
+    state = grad_state()
+    if state == _RECORDING or record.after != state or _is_running(record.holder):
         return None
     if record.library_code is not None:
         return None  # a library's own business: it switches back in a place of its own
     line = _line(record)
     constant = _CONSTANT.search(line.source or "") is not None
-    returned = record.code not in running
+    returned = not _is_running(record.code)
     return Left(state, line, record.number, returned=returned, constant=constant)
 
 
-def _running() -> set[CodeType]:
-    return {frame.f_code for frame in outwards(sys._getframe(1))}  # noqa: SLF001 - inspect.currentframe may be None
+def _is_running(code: CodeType | None) -> bool:
+    # By identity: the hash of a code, as its equality, goes over all of it.
+    frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
+    return code is not None and any(each.f_code is code for each in outwards(frame))
 
 
 def _line(record: RecordedSwitch) -> Line:

@@ -17,15 +17,18 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import Optimizer
 
 from gradguard._core.frames import set_libraries
-from gradguard._core.state import is_dynamo_compiling, is_inference_mode_enabled
+from gradguard._core.state import is_dynamo_compiling
 from gradguard._core.text import one_line
-from gradguard._core.torch_versions import CONVERTS, RUNS_BACKWARD
+from gradguard._core.torch_versions import RUNS_BACKWARD
 from gradguard._findings.finding import Finding
+from gradguard._judge.inference_tensors import is_inference
 from gradguard._judge.judge import Judge
 from gradguard._judge.lines import here
+from gradguard._judge.modules import has_closure
 from gradguard._run.calls import Running, replacement
 from gradguard._run.guards import dropped_guards
 from gradguard._run.left import left
+from gradguard._run.moving import parameters_moved
 from gradguard._run.switching import flag_of_modules, flag_of_parameters, train
 from gradguard._trace.patching import Patches
 from gradguard._trace.trace import Trace
@@ -89,8 +92,7 @@ class Observer:
         )
         patches.replace(torch.autograd, RUNS_BACKWARD, self._backward)
         patches.replace(nn.Module, "train", lambda call: train(judge, running, call, attempt))
-        patches.replace(nn.Module, CONVERTS, self._converting)
-        patches.replace(nn.Parameter, "__deepcopy__", self._copying)
+        parameters_moved(patches, judge, attempt)
         patches.replace(nn.Module, "zero_grad", self._zeroing)
         patches.replace(Optimizer, "zero_grad", self._zeroing)
         patches.replace(Optimizer, "add_param_group", self._adding)
@@ -140,7 +142,7 @@ class Observer:
             self._attempt(self.judge.parameter_set, module, name, new, _caller())
 
     def _buffer_set(self, _: nn.Module, __: str, new: Tensor | None) -> None:
-        if not is_dynamo_compiling() and new is not None and is_inference_mode_enabled():
+        if not is_dynamo_compiling() and new is not None and is_inference(new):
             self._attempt(lambda: self.judge.inference.created([new], here()))
 
     def _module_set(self, module: nn.Module, name: str, new: nn.Module | None) -> None:
@@ -154,41 +156,20 @@ class Observer:
         def run_backward(roots: Any, *args: Any, **kwargs: Any) -> T:
             if is_dynamo_compiling():
                 return original(roots, *args, **kwargs)
-            forward = running.forward
-            if forward is not None:
+            inside, forward = running.inside, running.forward
+            if inside is not None and forward is not None:
                 forward.differentiated = True
             to_leaves = bool(kwargs.get("accumulate_grad"))
             attempt(lambda: judge.backward(roots, left(), to_leaves=to_leaves))
             running.backward += 1
-            running.forward = None
+            running.inside = None
             try:
                 return original(roots, *args, **kwargs)
             finally:
                 running.backward -= 1
-                running.forward = forward
+                running.inside = inside
 
         return run_backward
-
-    def _converting(self, original: Callable[..., T]) -> Callable[..., T]:
-        @functools.wraps(original)
-        def _apply(module: nn.Module, *args: Any, **kwargs: Any) -> T:
-            result = original(module, *args, **kwargs)
-            if is_inference_mode_enabled():
-                made = [*module.parameters(), *module.buffers()]
-                self._attempt(lambda: self.judge.inference.created(made, here()))
-            return result
-
-        return _apply
-
-    def _copying(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def __deepcopy__(parameter: Tensor, memo: Any) -> Any:  # noqa: N807 (its place)
-            result = original(parameter, memo)
-            if is_inference_mode_enabled():
-                self._attempt(lambda: self.judge.inference.created([result], here()))
-            return result
-
-        return __deepcopy__
 
     def _zeroing(self, original: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(original)
@@ -230,15 +211,6 @@ class Observer:
                 f"{one_line(str(error))}), so findings may be missing. That is a fault of "
                 "gradguard: please report it.\n"
             )
-
-
-def has_closure(args: Any, kwargs: Any) -> bool:
-    """Tell whether a step was given a closure.
-
-    The hooks' args begin with the optimizer itself, or do not, by version of torch.
-    """
-    given = [*args, kwargs.get("closure")]
-    return any(callable(value) and not isinstance(value, Optimizer) for value in given)
 
 
 def _caller() -> FrameType:

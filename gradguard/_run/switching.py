@@ -92,15 +92,16 @@ def flag_of_modules(judge: Judge, attempt: Callable[..., None]) -> Callable[[], 
 
     def __dir__(self: nn.Module) -> Iterable[str]:  # noqa: N807 (its place)
         # Dynamo, as others, asks for all that is listed.
-        return [name for name in listed(self) if name != _NAME or _NAME in vars(self)]
+        names: list[str] = listed(self)  # type: ignore[no-untyped-call]
+        return [name for name in names if name != _NAME or _NAME in vars(self)]
 
     def end() -> None:
         if vars(nn.Module).get(_NAME) is flag:
-            del nn.Module.requires_grad  # type: ignore[misc]
+            delattr(nn.Module, _NAME)
         if nn.Module.__dir__ is __dir__:
             nn.Module.__dir__ = listed  # type: ignore[method-assign]
 
-    nn.Module.requires_grad = flag  # type: ignore[assignment]
+    setattr(nn.Module, _NAME, flag)
     nn.Module.__dir__ = __dir__  # type: ignore[method-assign]
     return end
 

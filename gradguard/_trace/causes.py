@@ -1,5 +1,6 @@
 """What a switch was part of, read from the frames of torch's and gradguard's own code."""
 
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from types import CodeType, FrameType
 
 from gradguard._core.frames import is_ours, module_of
@@ -12,12 +13,12 @@ _ROLES = {
     "__exit__": Role.EXIT,
     "__init__": Role.CALL,  # set_grad_enabled; its `with` is the same object's
 }
-
-
 _ENTERING = ("__enter__", "__aenter__", "enter_context", "enter_async_context")
 _FAR = 12  # frames from a guard to the block that a context manager of the user's opens
 _MOST_CODE = 10_000  # code may be made anew again and again
-_guards: dict[int, tuple[CodeType, bool]] = {}  # by id: the hash of a code goes over all of it
+# What a code is to a guard, by id: the hash of a code goes over all of it.
+_guards: dict[int, tuple[CodeType, "Role | bool"]] = {}
+_GENERATORS = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
 def cause_of(frame: FrameType | None, otherwise: Cause) -> tuple[Cause, FrameType | None]:
@@ -26,15 +27,20 @@ def cause_of(frame: FrameType | None, otherwise: Cause) -> tuple[Cause, FrameTyp
     That is the outermost of the guards' own functions that are now running: torch's
     ``no_grad.__enter__`` calls `set_grad_enabled`, which may have been rebound to gradguard's.
     """
-    cause = otherwise
-    while frame is not None and _is_of_a_guard(frame):
-        role = _ROLES.get(frame.f_code.co_name)
-        if role is not None:
-            cause = Cause.by(role, _first_argument(frame))
+    outermost: tuple[Role, FrameType] | None = None
+    decorated: Cause | None = None
+    while frame is not None and (part := _part_of_a_guard(frame)):
+        if part is not True:
+            outermost = part, frame
         elif frame.f_code.co_name == "wrapper" and is_decorated_call(frame):
-            return (_of_decorated_call(frame) if cause.key is None else cause), frame.f_back
+            if outermost is None and otherwise.key is None:
+                decorated = _of_decorated_call(frame)
+            frame = frame.f_back
+            break
         frame = frame.f_back
-    return cause, frame
+    if outermost is not None:
+        return Cause.by(outermost[0], _first_argument(outermost[1])), frame
+    return decorated or otherwise, frame
 
 
 def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
@@ -43,6 +49,8 @@ def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
     ``guard.__enter__()`` called by hand opens none. Where a context manager of the user's switches
     as it is entered, by whatever guard or call, the block is that of its own ``with``.
     """
+    if role is Role.ENTRY and frame is not None and _is_plain(frame.f_code):
+        return frame.f_code  # by far the most: a `with` in a function, which ends before it does
     holder, found = None, frame
     for _ in range(_FAR):
         if found is None:
@@ -57,7 +65,13 @@ def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
     return frame.f_code
 
 
-def _is_of_a_guard(frame: FrameType) -> bool:
+def _is_plain(code: CodeType) -> bool:
+    entering = code.co_name in _ENTERING or "__enter__" in code.co_names
+    return not entering and not code.co_flags & _GENERATORS
+
+
+def _part_of_a_guard(frame: FrameType) -> "Role | bool":
+    """Return the part of a guard that a frame runs, True for another of its functions."""
     code = frame.f_code
     known = _guards.get(id(code))
     if known is None or known[0] is not code:
@@ -65,7 +79,7 @@ def _is_of_a_guard(frame: FrameType) -> bool:
         if len(_guards) > _MOST_CODE:
             _guards.clear()
         of_a_guard = is_ours(name) or name == "torch.autograd.grad_mode"
-        known = _guards[id(code)] = (code, of_a_guard)
+        known = _guards[id(code)] = (code, of_a_guard and _ROLES.get(code.co_name, True))
     return known[1]
 
 

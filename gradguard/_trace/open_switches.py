@@ -74,7 +74,10 @@ class OpenSwitches:
 
     def last(self) -> RecordedSwitch | None:
         """Return what was switched last of all that is open."""
-        return next((o.record for o in reversed(self._stack) if o.record is not None), None)
+        for opened in reversed(self._stack):
+            if opened.record is not None:
+                return opened.record
+        return None
 
     def hold(self, cause: Cause, holder: CodeType | None) -> None:
         """Give the block of a ``set_grad_enabled(…)`` that was entered after it had switched."""

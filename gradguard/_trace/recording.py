@@ -33,6 +33,7 @@ from gradguard._trace.switch import RecordedSwitch
 
 _lock = threading.Lock()
 _patches = Patches()
+_CALL = Cause(Role.CALL)
 
 
 class _Recorded:
@@ -45,7 +46,7 @@ class _Recorded:
         self.original = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _watch(Cause(Role.CALL), self.original, *args, **kwargs)
+        return _watch(_CALL, self.original, *args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
         return other is self or other is self.original
@@ -93,7 +94,7 @@ def _method(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _function(original: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any) -> Any:
-        return _watch(Cause(Role.CALL), original, *args)
+        return _watch(_CALL, original, *args)
 
     return function
 

@@ -171,7 +171,7 @@ class Feeder:
         for optimizer, held in self.judge.scene.optimizers.alive():
             trainable = [p for p in parameters(optimizer) if p.requires_grad and not is_lazy(p)]
             for p in {id(p): p for p in (trainable[:1] + trainable[-1:])}.values():
-                yield p.register_post_accumulate_grad_hook(hook(held))
+                yield p.register_post_accumulate_grad_hook(hook(held))  # type: ignore[no-untyped-call]
 
     def parameter_set(
         self, owner: nn.Module, name: str, new: Tensor | None, frame: FrameType

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._findings.finding import Finding
 from gradguard._graph.parameters import matcher, parameters_of
+from gradguard._judge.modules import has_closure
 from gradguard._watch import texts
 from gradguard._watch.feeder import Feeder
 from gradguard._watch.watch import OnViolation, Watch
@@ -79,9 +80,7 @@ def watch_training(
     Source: `torch.optim.Optimizer.register_step_pre_hook`; an optimizer skips parameters whose
     ``grad`` is None without a word.
     """
-    models = (model,) if isinstance(model, nn.Module) or not _is_several(model) else tuple(model)
-    given: Any = optimizer
-    optimizers = tuple(given) if _is_several(given) else (given,)
+    models, optimizers = _several(model), _several(optimizer)
     globs = (allow,) if isinstance(allow, str) else tuple(allow)
     return TrainingWatch(models, tuple(map(_innermost, optimizers)), globs, patience, on_violation)
 
@@ -149,24 +148,18 @@ class TrainingWatch(Watch):
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True
         if not is_dynamo_compiling():
-            self._feeder.before_step(optimizer, closure=_has_closure(args, kwargs))
+            self._feeder.before_step(optimizer, closure=has_closure(args, kwargs))
             self._tell()
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True
         if not is_dynamo_compiling():
-            self._feeder.after_step(optimizer, closure=_has_closure(args, kwargs))
+            self._feeder.after_step(optimizer, closure=has_closure(args, kwargs))
             self._tell()
 
 
-def _is_several(value: object) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    # The hooks' args begin with the optimizer itself, or do not, by version of torch.
-    given = [*args, kwargs.get("closure")]
-    return any(callable(value) and not isinstance(value, Optimizer) for value in given)
+def _several(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _innermost(optimizer: Any) -> Optimizer:

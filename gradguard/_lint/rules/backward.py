@@ -127,7 +127,6 @@ class Backwards:
             isinstance(each, ast.Call)
             and isinstance(each.func, ast.Attribute)
             and each.func.attr in {"step", "train_step", "optimizer_step"}
-            and "sched" not in ast.unparse(each.func).lower()
             for each in self._file.tree.own(loop)
         )
 
