@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from gradguard._compare.figures import ModeComparison as ModeComparison
     from gradguard._compare.figures import ModeFigures as ModeFigures
     from gradguard._core.abandoned import guards as guards
+    from gradguard._core.guard_types import Guard as Guard
     from gradguard._core.guards import enable_grad as enable_grad
     from gradguard._core.guards import inference_mode as inference_mode
     from gradguard._core.guards import no_grad as no_grad
     from gradguard._core.guards import set_grad_enabled as set_grad_enabled
+    from gradguard._core.installing import install as install
     from gradguard._core.state import GradState as GradState
     from gradguard._core.state import grad_state as grad_state
     from gradguard._errors import GradLeakError as GradLeakError
@@ -50,6 +52,7 @@ _MODULE_OF = {
     "GradModeError": "_errors",
     "GradModeWarning": "_errors",
     "GradState": "_core.state",
+    "Guard": "_core.guard_types",
     "ModeComparison": "_compare.figures",
     "ModeFigures": "_compare.figures",
     "Switch": "_trace.switch",
@@ -70,6 +73,7 @@ _MODULE_OF = {
     "inference_function": "_methods.inference_function",
     "inference_method": "_methods.inference_method",
     "inference_mode": "_core.guards",
+    "install": "_core.installing",
     "isolate_tasks": "_tasks.asyncio_tasks",
     "isolated": "_tasks.isolated",
     "leak_check": "_assertions.leak_check",

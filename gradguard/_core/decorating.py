@@ -16,8 +16,12 @@ from typing import Any
 
 from gradguard._core import abandoned, exits, guard_stack, state, wrappers
 from gradguard._core.wrappers import CallContext, wrapped
+from gradguard._errors import GradModeWarning
 
 RUNS_LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+refuses_classes = True  # not while gradguard's guards are in torch's places: see `installing`
 
 
 def decorate(fn: Any, guard: CallContext) -> Any:
@@ -30,6 +34,9 @@ def decorate(fn: Any, guard: CallContext) -> Any:
     def guard_for(*_: Any, **__: Any) -> CallContext:
         return guard
 
+    if isinstance(fn, type) and not refuses_classes:
+        _warn_of_class(repr(guard), fn)
+        return wrappers.wrapped(fn, 0, guard_for)
     fast = getattr(guard, "plain_wrapper", None)
     plain = None if fast is None else functools.partial(fast, guard=guard)
     return decorate_each(fn, guard_for, repr(guard), plain)
@@ -76,6 +83,17 @@ def code_flags(fn: Any) -> int:
         fn = fn.func
     code = getattr(fn, "__code__", None) or getattr(type(fn).__call__, "__code__", None)
     return code.co_flags if isinstance(code, CodeType) else 0
+
+
+def _warn_of_class(name: str, cls: type) -> None:
+    from gradguard._core.warning import warn  # loaded where there is something to say
+
+    warn(
+        f"{name} decorates the class {cls.__qualname__}: as with torch's own guard only its "
+        "constructor is covered, and the name is a function now, so isinstance and subclassing "
+        f"fail. Decorate the methods that need it, for example __init__ or forward, with {name}.",
+        GradModeWarning,
+    )
 
 
 def cannot_decorate_class(name: str, cls: type) -> str:

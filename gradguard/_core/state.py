@@ -69,6 +69,9 @@ def grad_state() -> GradState:
     return _STATES[is_inference_mode_enabled()][is_grad_enabled()]
 
 
+GradState.__module__ = grad_state.__module__ = "gradguard"
+
+
 def put_back(state: GradState, spent: Sequence[InferenceToken] = ()) -> None:
     """Bring back `state` where something was left switched for good, using up tokens `spent`."""
     if is_inference_mode_enabled() is not state.inference_mode:

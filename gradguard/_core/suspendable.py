@@ -1,5 +1,7 @@
 """What can be suspended, and how a coroutine or async generator is driven under it."""
 
+import dis
+import inspect
 import types
 from collections.abc import Callable, Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -56,6 +58,18 @@ def has_ended(made: Any) -> bool:
     if kind is CoroutineType:
         return made.cr_frame is None
     return kind is not AsyncGeneratorType or made.ag_frame is None
+
+
+def has_begun(made: Any) -> bool:
+    """Tell whether a generator, coroutine or async generator has run already, or is over."""
+    if type(made) is GeneratorType:
+        return inspect.getgeneratorstate(made) != inspect.GEN_CREATED
+    if type(made) is CoroutineType:
+        return inspect.getcoroutinestate(made) != inspect.CORO_CREATED
+    frame = made.ag_frame  # inspect has a function for these from Python 3.12 on
+    if frame is None or frame.f_lasti < 0:
+        return frame is None
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]] != "RETURN_GENERATOR"
 
 
 @types.coroutine

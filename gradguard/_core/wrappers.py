@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
+from sys import getrefcount
 from types import (
     AsyncGeneratorType,
     CodeType,
@@ -17,7 +18,7 @@ from types import (
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.suspendable import Suspendable, drive, has_ended
+from gradguard._core.suspendable import Suspendable, drive, has_begun, has_ended
 
 
 class CallContext(Protocol):
@@ -227,6 +228,8 @@ def _still_to_run(code: str) -> Callable[[Any, CallContext], Any]:
     """What makes the body of a result that a plain function hands back run under the guard."""
 
     def under(result: Any, guard: CallContext) -> Any:
+        if has_begun(result) or getrefcount(result) > _HELD_BY_A_CALL:
+            return result  # it is somebody else's, with a life of its own
         its_code: CodeType = getattr(result, code)
         wrapper = wrapped(_Result(result), its_code.co_flags, lambda: guard)
         made = wrapper()
@@ -242,3 +245,16 @@ STILL_TO_RUN: dict[type, Callable[[Any, CallContext], Any]] = {
     CoroutineType: _still_to_run("cr_code"),
     AsyncGeneratorType: _still_to_run("ag_code"),
 }
+
+
+def _references(result: Any, _: CallContext | None) -> int:
+    return getrefcount(result)
+
+
+def _held_by_a_call() -> int:
+    """The references to a result that nobody has but the wrapper that is asking."""
+    result = (each for each in ())
+    return _references(result, None)
+
+
+_HELD_BY_A_CALL = _held_by_a_call()

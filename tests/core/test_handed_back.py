@@ -1,0 +1,87 @@
+"""What a decorated plain function hands back: run under the guard, or with a life of its own."""
+
+import asyncio
+
+import pytest
+import torch
+
+import gradguard
+
+GUARDS = [gradguard.no_grad, gradguard.inference_mode, gradguard.set_grad_enabled(False)]
+each_guard = pytest.mark.parametrize("guard", GUARDS, ids=repr)
+
+
+async def asynchronous(count):
+    for at in range(count):
+        yield at, torch.is_grad_enabled()
+
+
+async def answer():
+    return torch.is_grad_enabled()
+
+
+def generator(count):
+    for at in range(count):
+        yield at, torch.is_grad_enabled()
+
+
+async def first(items):
+    return await anext(items)
+
+
+async def every(items):
+    return [item async for item in items]
+
+
+@each_guard
+def test_what_was_made_for_the_call_runs_under_the_guard(guard):
+    """A generator, coroutine or async generator that nobody else has."""
+    assert list(guard(lambda: generator(2))()) == [(0, False), (1, False)]
+    assert asyncio.run(every(guard(lambda: asynchronous(2))())) == [(0, False), (1, False)]
+
+    async def awaits():
+        return await guard(lambda: answer())()
+
+    assert asyncio.run(awaits()) is False
+
+
+@each_guard
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_generator_that_somebody_holds_keeps_its_own_life(guard, begun):
+    """Leaving a loop over it does not close it, and no item is lost."""
+    held = generator(4)
+    if begun:
+        next(held)
+    handed_back = guard(lambda: held)
+    for item in handed_back():
+        assert item == (int(begun), True)
+        break
+    assert list(handed_back()) == [(at, True) for at in range(1 + begun, 4)]
+
+
+@each_guard
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_async_generator_that_somebody_holds_keeps_its_own_life(guard, begun):
+    """As a generator."""
+
+    async def main():
+        held = asynchronous(4)
+        if begun:
+            await anext(held)
+        handed_back = guard(lambda: held)
+        assert await first(handed_back()) == (int(begun), True)
+        return await every(handed_back())
+
+    assert asyncio.run(main()) == [(at, True) for at in range(1 + begun, 4)]
+
+
+@each_guard
+def test_one_that_was_begun_and_given_away_is_handed_back_as_it_is(guard):
+    """Also where nobody holds it any more: what it has run so far was not under the guard."""
+
+    def begun():
+        made = generator(3)
+        next(made)
+        return made
+
+    assert list(guard(begun)()) == [(1, True), (2, True)]
