@@ -39,5 +39,6 @@ def notebook_cell(filename: str) -> str | None:
     IPython is asked where it is running, and not imported where it is not: there are no cells then.
     """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    name = getattr(getattr(shell, "compile", None), "format_code_name", lambda _: None)(filename)
+    ask = getattr(getattr(shell, "compile", None), "format_code_name", None)
+    name = None if ask is None else ask(filename)
     return None if name is None else " ".join(name)

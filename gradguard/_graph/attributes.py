@@ -25,7 +25,8 @@ def attributes(value: object) -> Parts:
     if isinstance(value, partial):
         return [(attribute, name, getattr(value, name)) for name in ("func", "args", "keywords")]
     if _is_array_of_objects(value):
-        return ((item, number, part) for number, part in enumerate(value.ravel().tolist()))
+        array: Any = value
+        return ((item, number, part) for number, part in enumerate(array.ravel().tolist()))
     if may_have_attributes(value):
         return ((attribute, name, part) for name, part in _own(value))
     referents = (part for part in gc.get_referents(value) if part is not type(value))

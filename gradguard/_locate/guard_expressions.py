@@ -72,7 +72,8 @@ def switch_of_class(target: Any) -> Switch | None:
 def switch_of_object(value: Any) -> Switch | None:
     """Return what entering this already existing object switches."""
     if is_a(value, Carried):
-        return Switch(f"gradguard.{value!r}", *((flag,) for flag in value.mode))
+        grad, inference = value.mode
+        return Switch(f"gradguard.{value!r}", (grad,), (inference,))
     if is_a(value, Opener) and not is_a(value, Boundary):
         return Switch(f"gradguard.{value!r}", _values(value.grad), _values(value.inference))
     guard = guard_called(type(value))
