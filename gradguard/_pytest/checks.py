@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from gradguard._pytest.report import Subject
-    from gradguard._pytest.scopes import Leak
+    from gradguard._pytest.scope import Leak, Scope
 
 _STOPS = (KeyboardInterrupt, pytest.exit.Exception)  # these must reach pytest as they are
 
@@ -39,7 +39,7 @@ class Checks:
         self._summary = summary
         self._markers = Markers(summary)
         self._conftests: list[tuple[Leak, Subject]] = []  # told with what is collected next
-        self._loading: scopes.Scope | None = scopes.enter()  # of the first conftest.py files
+        self._loading: Scope | None = scopes.enter()  # of the first conftest.py files
 
     def pytest_report_header(self) -> str:
         """Show the mode."""

@@ -29,7 +29,7 @@ from gradguard._core.state import (
 from gradguard._core.suspendable import Suspendable
 from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import TORCH_GUARDS
-from gradguard._pytest.scopes import Found, Leak, Scope, thread
+from gradguard._pytest.scope import Leak, Scope, ThreadMode, thread
 from gradguard._trace.open_switches import Cause, Role
 from gradguard._trace.patching import (
     Patches,
@@ -43,14 +43,14 @@ _recorder = Recorder()
 _patches = Patches()
 
 
-def found() -> Found:
+def mode() -> ThreadMode:
     """Return the mode of this thread, and its innermost open guard."""
-    return Found(is_grad_enabled(), is_inference_mode_enabled(), chain.cell[0])
+    return ThreadMode(is_grad_enabled(), is_inference_mode_enabled(), chain.cell[0])
 
 
 def leak(scopes: list[Scope]) -> Leak | None:
     """Put back, and return, what the first of the scopes left changed; the others lie within it."""
-    before, now = scopes[0].before, found()
+    before, now = scopes[0].before, mode()
     if now.mode == before.mode:
         return None
     switches = (scope.last_switch() for scope in reversed(scopes))
@@ -60,7 +60,7 @@ def leak(scopes: list[Scope]) -> Leak | None:
     return Leak(before.mode, now.mode, switch, left_open)
 
 
-def _put_back(before: Found, guards: list[Any]) -> None:
+def _put_back(before: ThreadMode, guards: list[Any]) -> None:
     """Bring back the mode for good.
 
     torch's inference guards switch back when they are dropped, which for one that a failed test's
@@ -105,10 +105,10 @@ def _watched(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _watch(cause: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     recording = _recorder.thread
-    recording.busy, before = True, found()
+    recording.busy, before = True, mode()
     try:
         return call(*args, **kwargs)
     finally:
         recording.busy = False  # a guard's method calls another's: the outermost is what counts
         recording.opened = thread.scopes[-1].opened
-        _recorder.note(GradState(*before.mode), GradState(*found().mode), cause)
+        _recorder.note(GradState(*before.mode), GradState(*mode().mode), cause)

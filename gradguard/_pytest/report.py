@@ -19,7 +19,7 @@ from gradguard._errors import GradLeakError, GradModeWarning
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gradguard._pytest.scopes import Leak
+    from gradguard._pytest.scope import Leak
 
 _XUNIT = re.compile(r"_(?:xunit|unittest)_(\w+?)_fixture_(.*)")
 _FLAGS = ("grad mode", "inference mode")

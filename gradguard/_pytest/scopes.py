@@ -5,93 +5,12 @@ the fixtures: the test's own is the innermost. Nothing here imports torch: a sui
 """
 
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from gradguard._core.when_imported import when_imported
+from gradguard._pytest.scope import Leak, Scope, ThreadMode, thread
 
-if TYPE_CHECKING:
-    from gradguard._trace.open_switches import OpenSwitches
-    from gradguard._trace.switch import Switch
-
-
-class Found(NamedTuple):
-    """The mode of this thread, and its innermost open guard of gradguard's.
-
-    The defaults are what torch begins with, in each thread.
-    """
-
-    grad_enabled: bool = True
-    inference_mode: bool = False
-    link: Any = None
-
-    @property
-    def mode(self) -> tuple[bool, bool]:
-        return self.grad_enabled, self.inference_mode
-
-
-class Leak(NamedTuple):
-    """A mode that was left changed, and has been put back."""
-
-    before: tuple[bool, bool]
-    after: tuple[bool, bool]
-    switch: "Switch | None"
-    left_open: list[str]
-
-
-class Scope:
-    """One fixture or one test's body."""
-
-    __slots__ = ("_inference", "_opened", "before", "holds")
-
-    def __init__(self) -> None:
-        self.before = _found()
-        self.holds = False  # whether a fixture's set-up has switched the mode until its tear-down
-        self._inference: WeakKeyDictionary[Any, None] | None = None
-        self._opened: OpenSwitches | None = None
-
-    @property
-    def opened(self) -> "OpenSwitches":
-        """The switches in this scope that are still open.
-
-        Each scope has its own, so that one which switches back what an outer one holds is not
-        taken for that one's end.
-        """
-        if self._opened is None:
-            from gradguard._trace.open_switches import OpenSwitches
-
-            self._opened = OpenSwitches({}, deque(maxlen=0))
-        return self._opened
-
-    @property
-    def inference(self) -> "WeakKeyDictionary[Any, None]":
-        """Torch's inference guards that were entered, in order.
-
-        They are not kept alive: one that is dropped without an exit takes back what it switched.
-        """
-        if self._inference is None:
-            self._inference = WeakKeyDictionary()
-        return self._inference
-
-    def last_switch(self) -> "Switch | None":
-        """Return what was switched last and not switched back."""
-        last = None if self._opened is None else self._opened.last()
-        return None if last is None else last.switch
-
-    def forget_switches(self) -> None:
-        """Begin anew: what was left switched has been put back."""
-        self._opened = self._inference = None
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.scopes: list[Scope] = []  # outermost first
-
-
-thread = _Thread()
 _side: Any = None
 _waiting: list[Callable[[], None]] = []  # what ends each session's waiting for torch
 _sessions = 0  # one, unless tests run pytest themselves within this process
@@ -99,14 +18,14 @@ _sessions = 0  # one, unless tests run pytest themselves within this process
 
 def enter() -> Scope:
     """Begin a fixture's set-up or a test's body."""
-    scope = Scope()
+    scope = Scope(_mode())
     thread.scopes.append(scope)
     return scope
 
 
 def hold(scope: Scope) -> None:
     """End a fixture's set-up: what it has switched lasts, as it may, until its tear-down."""
-    scope.holds = _found().mode != scope.before.mode
+    scope.holds = _mode().mode != scope.before.mode
 
 
 def tear_down(scope: Scope) -> None:
@@ -115,7 +34,7 @@ def tear_down(scope: Scope) -> None:
     That may differ from what its set-up found: a hook of the suite's has switched the mode, say.
     """
     if not scope.holds:
-        scope.before = _found()
+        scope.before = _mode()
 
 
 def leave(scope: Scope) -> Leak | None:
@@ -173,9 +92,9 @@ def end_session() -> None:
         _side = None
 
 
-def _found() -> Found:
+def _mode() -> ThreadMode:
     torch_side = _torch_side()
-    return Found() if torch_side is None else torch_side.found()
+    return ThreadMode() if torch_side is None else torch_side.mode()
 
 
 def torch_was_used() -> bool:

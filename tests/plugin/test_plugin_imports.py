@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import torch
 
 # pytester forgets what its runs import, and torch cannot come twice in one process.
 from gradguard._pytest import hooks as _hooks  # noqa: F401
@@ -145,6 +146,7 @@ def test_what_a_hook_switches_for_all_tests_is_no_import(run, pytester):
         test_a="import torch\ndef test_off():\n    assert not torch.is_grad_enabled()\n"
     )
     result = run(mode="error")
+    torch.set_grad_enabled(True)
     result.assert_outcomes(passed=1)
 
 

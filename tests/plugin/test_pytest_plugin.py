@@ -1013,7 +1013,7 @@ def test_putting_back_is_no_switch_of_the_suites():
         guard = torch.inference_mode()
         guard.__enter__()
         assert _pytest_scopes.leave(inner) is not None
-        assert outer.last_switch() is held
+        assert outer.last_switch() == held
     assert _pytest_scopes.leave(outer) is None
 
 
