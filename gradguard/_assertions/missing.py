@@ -10,7 +10,7 @@ from gradguard._core.torch_versions import never_compiled
 from gradguard._graph.advice import OUTSIDE
 from gradguard._graph.autograd_graph import is_inference
 from gradguard._graph.listing import Names, Section
-from gradguard._graph.parameters import Named, matcher, parameters_of
+from gradguard._graph.parameters import NamedParameter, matcher, parameters_of
 
 
 class Missing(NamedTuple):
@@ -21,14 +21,14 @@ class Missing(NamedTuple):
     other: list[Names]
 
 
-def trainable(module: nn.Module, allow: Iterable[str], asker: str) -> list[Named]:
+def trainable(module: nn.Module, allow: Iterable[str], asker: str) -> list[NamedParameter]:
     """List the parameters that must have a gradient: trainable, and not allowed to have none."""
     every = parameters_of(module, asker)
     allowed = matcher(every, allow, "allow")
     return [one for one in every if one.can_learn and not allowed(one)]
 
 
-def by_cause(missing: Iterable[Named]) -> Missing:
+def by_cause(missing: Iterable[NamedParameter]) -> Missing:
     """Tell apart what can have no gradient and what could."""
     causes = Missing([], [], [])
     for names, parameter in missing:

@@ -15,7 +15,7 @@ from gradguard._errors import GradModeError
 from gradguard._graph.advice import FIND
 from gradguard._graph.autograd_graph import reached_from
 from gradguard._graph.listing import MOST_ENTRIES, Section, listed
-from gradguard._graph.parameters import Named
+from gradguard._graph.parameters import NamedParameter
 from gradguard._graph.tensors import path, tensors
 from gradguard._locate.where import where
 
@@ -139,7 +139,7 @@ _TO_DO = {
 }
 
 
-def _listed(first: list[str], every: list[Named], causes: Missing, heading: str) -> str:
+def _listed(first: list[str], every: list[NamedParameter], causes: Missing, heading: str) -> str:
     names = [one.names for one in every]
     reached = Section(heading, causes.other, names, f"{_TO_DO[heading]} {FIND}")
     return listed(first, [*cannot_have_one(causes, names), reached])

@@ -15,7 +15,7 @@ from gradguard._errors import GradModeError
 from gradguard._graph.advice import OUTSIDE
 from gradguard._graph.autograd_graph import inference_tensors, is_inference
 from gradguard._graph.listing import Names, Section, listed
-from gradguard._graph.parameters import Named, matcher, parameters_of
+from gradguard._graph.parameters import NamedParameter, matcher, parameters_of
 
 
 @not_compiled(UNCOMPILED)
@@ -78,7 +78,7 @@ def assert_trainable(module: nn.Module, *, frozen: Iterable[str] = ()) -> None:
         raise GradModeError(with_rank(listed([first], sections)))
 
 
-def _frozen(every: list[Named], on_purpose: list[Named]) -> Iterator[Section]:
+def _frozen(every: list[NamedParameter], on_purpose: list[NamedParameter]) -> Iterator[Section]:
     names = [one.names for one in every]
     others = [one for one in every if one not in on_purpose and _may_require_grad(one)]
     yield Section(
@@ -95,7 +95,7 @@ def _frozen(every: list[Named], on_purpose: list[Named]) -> Iterator[Section]:
     )
 
 
-def _may_require_grad(one: Named) -> bool:
+def _may_require_grad(one: NamedParameter) -> bool:
     """Tell whether ``requires_grad_(True)`` is possible: not on integers and inference tensors."""
     parameter = one.parameter
     kind = parameter.dtype
@@ -104,7 +104,7 @@ def _may_require_grad(one: Named) -> bool:
     )
 
 
-def _created_in_inference_mode(module: nn.Module, every: list[Named]) -> Iterator[Section]:
+def _created_in_inference_mode(module: nn.Module, every: list[NamedParameter]) -> Iterator[Section]:
     yield Section(
         "Parameters created in inference mode: autograd leaves them out or refuses them "
         '("Inference tensors do not track version counter"), and no optimizer can update them '

@@ -13,7 +13,7 @@ from gradguard._core.torch_versions import never_compiled
 from gradguard._graph.listing import prefixes
 
 
-class Named(NamedTuple):
+class NamedParameter(NamedTuple):
     """One parameter; a tied one has several names, the first is what `named_parameters` gives."""
 
     names: tuple[str, ...]
@@ -40,7 +40,7 @@ def check_module(module: object, asker: str) -> None:
         raise TypeError(msg)
 
 
-def parameters_of(module: nn.Module, asker: str) -> list[Named]:
+def parameters_of(module: nn.Module, asker: str) -> list[NamedParameter]:
     """List the parameters of a module.
 
     Raises:
@@ -59,12 +59,12 @@ def parameters_of(module: nn.Module, asker: str) -> list[Named]:
             "dict of modules is not registered: use nn.ModuleList or nn.ModuleDict."
         )
         raise ValueError(msg)
-    return [Named(tuple(names), parameter) for parameter, names in tied.values()]
+    return [NamedParameter(tuple(names), parameter) for parameter, names in tied.values()]
 
 
 def matcher(
-    parameters: Sequence[Named], globs: Iterable[str], option: str
-) -> Callable[[Named], bool]:
+    parameters: Sequence[NamedParameter], globs: Iterable[str], option: str
+) -> Callable[[NamedParameter], bool]:
     """Make the test whether a parameter, under any of its names, matches any of the globs.
 
     Raises:
@@ -72,12 +72,13 @@ def matcher(
         ValueError: if a glob matches none of the parameters.
 
     """
-    patterns = (globs,) if isinstance(globs, str) else tuple(globs)
+    one = isinstance(globs, (str, bytes)) or not isinstance(globs, Iterable)
+    patterns: tuple[str, ...] = (globs,) if one else tuple(globs)  # type: ignore[assignment]
     for pattern in patterns:
         if not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = (
-                f"{option}= takes globs on parameter names, such as 'encoder.*', got "
-                f"{type(pattern).__name__}."
+                f"{option}= takes globs on parameter names, such as 'encoder.*' or a list of them, "
+                f"got {type(pattern).__name__}."
             )
             raise TypeError(msg)
         if not any(_matches(named, pattern) for named in parameters):
@@ -85,7 +86,7 @@ def matcher(
     return lambda named: any(_matches(named, pattern) for pattern in patterns)
 
 
-def _no_match(parameters: Sequence[Named], option: str, pattern: str) -> str:
+def _no_match(parameters: Sequence[NamedParameter], option: str, pattern: str) -> str:
     close = get_close_matches(pattern, _possible_globs(parameters))
     hint = (
         f"Close: {', '.join(map(one_line, close))}."
@@ -95,11 +96,11 @@ def _no_match(parameters: Sequence[Named], option: str, pattern: str) -> str:
     return f"{option}={one_line(repr(pattern))} matches no parameter of the module. {hint}"
 
 
-def _matches(named: Named, pattern: str) -> bool:
+def _matches(named: NamedParameter, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in named.names)
 
 
-def _possible_globs(parameters: Iterable[Named]) -> list[str]:
+def _possible_globs(parameters: Iterable[NamedParameter]) -> list[str]:
     names = [name for named in parameters for name in named.names]
     return [*names, *{f"{prefix}*": None for name in names for prefix in prefixes(name) if prefix}]
 

@@ -128,7 +128,7 @@ def describe_inside(blocks: Sequence[Block]) -> list[str]:
 
 def _elsewhere(recorded: str | None, recording_in: str | None) -> str:
     if recorded is not None:
-        return f"Last switched, and never switched back (traced): {recorded}"
+        return f"Last switched, and never switched back, as trace() has recorded: {recorded}"
     if recording_in:
         return (
             f"This is thread {recording_in!r}: each thread starts with grad on, whatever the mode "

@@ -85,6 +85,16 @@ def test_glob_that_matches_nothing(name):
         CHECKS[name](backward(Net()), **{option: ["encoder.*", "heads.*"]})
 
 
+@pytest.mark.parametrize("globs", [5, None, b"encoder.*", ["encoder.*", 5], True])
+@pytest.mark.parametrize("name", CHECKS)
+def test_globs_that_are_none(name, globs):
+    """What is no string or strings is a TypeError that names the argument and what came."""
+    option = "frozen" if name == "assert_trainable" else "allow"
+    kind = type(globs[1] if isinstance(globs, list) else globs).__name__
+    with pytest.raises(TypeError, match=rf"^{option}= takes globs on .*, got {kind}\."):
+        CHECKS[name](Net(), **{option: globs})
+
+
 @pytest.mark.parametrize("name", ["assert_gradients", "assert_trainable"])
 def test_tied_parameter_is_reported_once_with_its_names(name):
     """One tensor under two names counts as one, and both names are said."""

@@ -521,7 +521,7 @@ def test_assertions_name_the_recorded_line():
         with pytest.raises(GradModeError) as caught:
             gradguard.assert_grad_enabled()
     expected = f"{SHOWN}:{leak.__code__.co_firstlineno + 1} in leak: torch.set_grad_enabled(False)"
-    assert f"never switched back (traced): {expected}" in str(caught.value)
+    assert f"never switched back, as trace() has recorded: {expected}" in str(caught.value)
 
 
 def test_switch_that_no_trace_can_see_is_not_blamed_on_another():
