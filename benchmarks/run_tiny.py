@@ -1,9 +1,9 @@
 """Loops of tiny modules, where a watched call costs most; what benchmarks/run.py runs.
 
-    python benchmarks/run_tiny.py act | infer | record
+    python benchmarks/run_tiny.py act | infer | record | nothing
 
 `act`: a policy acts under no_grad in eval mode and is trained after each rollout. `infer`: forwards
-under no_grad alone. `record`: the same, recorded.
+under no_grad alone. `record`: the same, recorded. `nothing`: a model and an optimizer are made.
 """
 
 import sys
@@ -13,7 +13,9 @@ from torch import nn
 
 
 def net():
-    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
+    return nn.Sequential(
+        nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2)
+    )
 
 
 def act(rounds=1200):
@@ -47,7 +49,14 @@ def record(rounds=30_000):
         model(x)
 
 
+def nothing():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model(torch.randn(1, 4)).sum().backward()
+    optimizer.step()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    {"act": act, "infer": infer, "record": record}[sys.argv[1]]()
+    {"act": act, "infer": infer, "record": record, "nothing": nothing}[sys.argv[1]]()

@@ -1,0 +1,789 @@
+"""Each kind of the judge: programs that have the fault, told at its line, and healthy look-alikes."""
+
+import copy
+import inspect
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 (its usual name)
+
+from gradguard._run.observer import Observer
+
+HERE = "# HERE"
+
+
+def net(*more):
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), *more, nn.Linear(8, 2))
+
+
+def batch(count=8):
+    return torch.randn(count, 4)
+
+
+def fit(model, optimizer, steps=3, forward=None):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (forward or model)(batch()).square().mean().backward()
+        optimizer.step()
+
+
+def judged(program):
+    torch.manual_seed(0)
+    observer = Observer()
+    observer.start()
+    try:
+        program()
+    finally:
+        observer.finish(crashed=False)
+        torch.set_grad_enabled(True)
+    assert observer.failure is None
+    return observer.findings()
+
+
+FAULTS, HEALTHY = [], []
+
+
+def fault(kind, severity="fault"):
+    return lambda program: FAULTS.append((kind, severity, program)) or program
+
+
+def healthy(program):
+    HEALTHY.append(program)
+    return program
+
+
+# stale-parameter
+
+
+@fault("stale-parameter")
+def decoder_rebuilt_in_its_holder():
+    holder = nn.ModuleDict({"encoder": nn.Linear(4, 8), "decoder": nn.Linear(8, 2)})
+    optimizer = torch.optim.Adam(holder.parameters())
+    holder["decoder"] = nn.Sequential(nn.Tanh(), nn.Linear(8, 2))  # HERE
+    fit(holder, optimizer, forward=lambda x: holder["decoder"](holder["encoder"](x)))
+
+
+@fault("stale-parameter")
+def scale_made_anew_in_each_forward():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            self.scale = nn.Parameter(self.scale.detach().clamp(min=0.1))  # HERE
+            return self.body(x) * self.scale
+
+    model = Scaled()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@healthy
+def replaced_and_added():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[2] = nn.Linear(8, 3)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    fit(model, optimizer)
+
+
+@healthy
+def replaced_by_what_is_frozen():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[2] = nn.Linear(8, 2).requires_grad_(requires_grad=False)
+    fit(model, optimizer)
+
+
+# frozen-moves
+
+
+@fault("frozen-moves")
+def frozen_with_momentum_and_zeroed_in_place():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    fit(model, optimizer)
+    for p in model[0].parameters():
+        p.requires_grad = False  # HERE
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=False)
+        model(batch()).square().mean().backward()
+        optimizer.step()
+
+
+@fault("frozen-moves")
+def frozen_between_backward_and_step():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(batch()).square().mean().backward()
+    model[2].requires_grad_(requires_grad=False)  # HERE
+    optimizer.step()
+
+
+@healthy
+def frozen_and_dropped():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    fit(model, optimizer)
+    model[0].requires_grad_(requires_grad=False).zero_grad(set_to_none=True)
+    fit(model, optimizer)
+
+
+@healthy
+def frozen_with_gradients_of_zero():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, optimizer)
+    model[0].requires_grad_(requires_grad=False)
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none=False)
+        model(batch()).square().mean().backward()
+        optimizer.step()
+
+
+# no-gradient and its notice
+
+
+@fault("no-gradient")
+def code_rounded_to_numbers():
+    encode, decode = nn.Linear(4, 8), nn.Linear(8, 2)
+    optimizer = torch.optim.Adam([*encode.parameters(), *decode.parameters()])
+    for _ in range(3):
+        optimizer.zero_grad()
+        codes = encode(batch())  # HERE
+        decode(torch.tensor(codes.tolist())).square().mean().backward()
+        optimizer.step()
+
+
+@fault("no-gradient")
+def branch_under_no_grad():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 2), nn.Linear(4, 2)
+
+        @torch.no_grad()
+        def context(self, x):
+            return self.right(x)  # HERE
+
+        def forward(self, x):
+            return self.left(x) + self.context(x)
+
+    model = Two()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@fault("no-gradient", "notice")
+def group_of_what_is_frozen():
+    model = net()
+    model[0].requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    optimizer.add_param_group({"params": model[0].parameters()})  # HERE
+    fit(model, optimizer)
+
+
+@healthy
+def experts_of_which_some_run():
+    experts = nn.ModuleList(nn.Linear(4, 2) for _ in range(4))
+    optimizer = torch.optim.SGD(experts.parameters(), lr=0.1)
+    turns = itertools.cycle([0, 1])
+    fit(experts, optimizer, 4, forward=lambda x: experts[next(turns)](x))
+
+
+@healthy
+def token_for_another_mode():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.token = nn.Linear(4, 2), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x, mask=None):
+            return self.body(x if mask is None else torch.where(mask, self.token, x))
+
+    model = Masked()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+# empty-step
+
+
+@fault("empty-step")
+def agent_with_a_new_policy():
+    policy = net()
+    optimizer = torch.optim.Adam(policy.parameters())
+    policy = copy.deepcopy(policy)
+    for _ in range(3):
+        policy.zero_grad()
+        policy(batch()).square().mean().backward()
+        optimizer.step()  # HERE
+
+
+@fault("empty-step")
+def loss_wrapped_in_a_new_tensor():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = torch.tensor(model(batch()).square().mean().item(), requires_grad=True)
+        loss.backward()
+        optimizer.step()  # HERE
+
+
+@healthy
+def heads_in_turn():
+    body, heads = nn.Linear(4, 8), [nn.Linear(8, 1), nn.Linear(8, 1)]
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (body, *heads)]
+    for turn in range(6):
+        for each in optimizers:
+            each.zero_grad()
+        heads[turn % 2](body(batch())).square().mean().backward()
+        for each in optimizers:
+            each.step()
+
+
+@healthy
+def warm_up_of_a_scheduler():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.no_grad():
+        model(batch())
+    optimizer.step()
+    fit(model, optimizer)
+
+
+# eval-mode
+
+
+@fault("eval-mode")
+def sampled_before_training():
+    model = net(nn.Dropout(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def sample():
+        model.eval()  # HERE
+        with torch.inference_mode():
+            return model(batch())
+
+    sample()
+    fit(model, optimizer)
+
+
+@fault("eval-mode")
+def teacher_that_is_the_student():
+    student = net(nn.BatchNorm1d(8))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    student.train()
+    teacher = student
+    teacher.eval()  # HERE
+    fit(student, optimizer)
+
+
+@fault("eval-mode", "notice")
+def finetuned_as_it_came():
+    model = net(nn.Dropout(0.1)).eval()  # HERE
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@healthy
+def normalisation_frozen_after_each_train():
+    model = net(nn.BatchNorm1d(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model.train()
+        model[2].eval()
+        fit(model, optimizer)
+        model.eval()
+        with torch.no_grad():
+            model(batch())
+
+
+@healthy
+def attacked_in_eval_mode():
+    model = net(nn.Dropout(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        model.eval()
+        x = batch().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x)
+        model.train()
+        optimizer.zero_grad()
+        model((x + slope.sign()).detach()).square().mean().backward()
+        optimizer.step()
+
+
+# recorded-eval
+
+
+@fault("recorded-eval", "notice")
+def features_by_a_method():
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.project = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def features(self, x):
+            return self.project(self.embed(x))
+
+    tower = Tower().eval()
+    for _ in range(4):
+        tower.features(batch()).argmax().item()  # HERE
+
+
+@fault("recorded-eval", "notice")
+def validated_without_a_guard():
+    model = net(nn.Dropout(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        fit(model, optimizer, 1)
+        model.eval()
+        model(batch()).mean().item()  # HERE
+        model.train()
+
+
+@healthy
+def slope_of_an_energy():
+    class Energy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 1)
+
+        def forward(self, x):
+            x = x.requires_grad_()
+            energy = self.body(x).square().sum()
+            return energy, torch.autograd.grad(energy, x, create_graph=True)[0]
+
+    model = Energy().eval()
+    for _ in range(4):
+        model(batch())
+
+
+@healthy
+def saliency():
+    model = net().eval()
+    for _ in range(4):
+        x = batch().requires_grad_()
+        model(x)[:, 0].sum().backward()
+
+
+# train-mode-inference
+
+
+@fault("train-mode-inference")
+def served_as_it_was_made():
+    model = net(nn.Dropout(0.2))
+    with torch.no_grad():
+        for _ in range(4):
+            model(batch(1)).argmax()  # HERE
+
+
+@fault("train-mode-inference")
+def flag_set_on_the_outermost_alone():
+    model = net(nn.BatchNorm1d(8))
+    model.training = False
+    with torch.inference_mode():
+        for _ in range(3):
+            model(batch())  # HERE
+
+
+@fault("train-mode-inference", "notice")
+def tested_after_training():
+    model = net(nn.Dropout(0.2))
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1), 6)
+    with torch.no_grad():
+        for _ in range(4):
+            model(batch())  # HERE
+
+
+@healthy
+def dropout_asked_for():
+    model = net(nn.Dropout(0.2)).eval()
+    model[2].train()
+    with torch.no_grad():
+        torch.stack([model(batch()) for _ in range(4)]).std(0)
+
+
+@healthy
+def momentum_encoder_by_data():
+    query = net(nn.BatchNorm1d(8))
+    key = copy.deepcopy(query).requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(query.parameters(), lr=0.1)
+    for _ in range(4):
+        for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
+            slow.data = 0.9 * slow.data + 0.1 * fast.data
+        with torch.no_grad():
+            goal = key(batch())
+        optimizer.zero_grad()
+        (query(batch()) - goal).square().mean().backward()
+        optimizer.step()
+
+
+@healthy
+def pseudo_labels_at_each_step():
+    model = net(nn.Dropout(0.2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        x = batch()
+        with torch.no_grad():
+            labels = model(x).argmax(1)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+
+# frozen-batchnorm
+
+
+@fault("frozen-batchnorm", "notice")
+def backbone_frozen_once():
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).requires_grad_(requires_grad=False)
+    model = nn.Sequential(backbone, nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    backbone.eval()
+    model.train()  # HERE
+    fit(model, optimizer)
+
+
+@fault("frozen-batchnorm", "notice")
+def norm_woken_by_a_wrapper():
+    inner = net(nn.BatchNorm1d(8))
+    inner[2].requires_grad_(requires_grad=False).eval()
+    wrapper = nn.Sequential(inner)
+    wrapper.train()  # HERE
+    fit(wrapper, torch.optim.SGD(inner.parameters(), lr=0.1))
+
+
+@healthy
+def put_back_by_an_override():
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    model = Frozen(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    model[1].requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model.train()
+        fit(model, optimizer)
+
+
+@healthy
+def norm_that_learns():
+    model = net(nn.BatchNorm1d(8))
+    model[2].eval()
+    model.train()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+# unregistered
+
+
+@fault("unregistered")
+def blocks_in_a_list():
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.blocks = nn.Linear(4, 2), [nn.Linear(4, 4) for _ in range(2)]
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = torch.relu(block(x))  # HERE
+            return self.head(x)
+
+    model = Stack()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@fault("unregistered")
+def dropout_made_in_the_forward():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return nn.Dropout(0.5)(self.body(x))  # HERE
+
+    model = Noisy().eval()
+    with torch.no_grad():
+        for _ in range(3):
+            model(batch())
+
+
+@healthy
+def part_handed_in():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, x, encode):
+            return self.out(encode(x))
+
+    head, encode = Head(), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+    optimizer = torch.optim.SGD([*head.parameters(), *encode.parameters()], lr=0.1)
+    fit(head, optimizer, forward=lambda x: head(x, encode))
+
+
+@healthy
+def containers_made_of_registered_layers():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return nn.Sequential(*self.layers)(x)
+
+    model = Pyramid()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+# no-effect
+
+
+@fault("no-effect")
+def guard_in_a_conditional_expression():
+    quiet, model = True, net().eval()
+    torch.inference_mode() if quiet else None  # HERE
+    for _ in range(3):
+        model(batch())
+
+
+@fault("no-effect")
+def flag_on_a_part():
+    model = net()
+    model[0].requires_grad = False  # HERE
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@healthy
+def flag_of_the_class_itself():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 2)
+            self.requires_grad = False
+
+        def forward(self, x):
+            return self.body(x) if self.requires_grad else self.body(x).detach()
+
+    with torch.no_grad():
+        Own()(batch())
+
+
+@healthy
+def guard_made_first_and_used_later():
+    guard = torch.no_grad()
+    model = net().eval()
+    with guard:
+        model(batch())
+    torch.no_grad()(model.forward)(batch())
+
+
+# kept-graph
+
+
+@fault("kept-graph", "notice")
+def losses_in_a_list():
+    model, losses = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(24):
+        loss = model(batch()).square().mean()  # HERE
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss)
+    assert losses
+
+
+@fault("kept-graph", "notice")
+def mean_in_a_buffer():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 2)
+            self.register_buffer("mean", torch.zeros(2))
+
+        def forward(self, x):
+            x = self.body(x)
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return x
+
+    model = Centred()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(24):
+        optimizer.zero_grad()
+        model(batch()).square().mean().backward()  # HERE
+        optimizer.step()
+    assert model.mean.requires_grad
+
+
+@healthy
+def losses_as_numbers():
+    model, losses = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(24):
+        loss = model(batch()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+
+@healthy
+def graphs_that_only_cycles_hold():
+    class Holder:
+        pass
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(30):
+        holder = Holder()
+        holder.self, holder.loss = holder, model(batch()).square().mean()
+        optimizer.zero_grad()
+        holder.loss.backward()
+        optimizer.step()
+
+
+# mode-leak
+
+
+@fault("mode-leak")
+def callback_that_never_ends():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def on_validation_start():
+        torch.set_grad_enabled(False)  # HERE
+
+    for _ in range(2):
+        for _ in range(2):
+            loss = model(batch()).square().mean()
+            if loss.requires_grad:
+                loss.backward()
+                optimizer.step()
+        on_validation_start()
+        model(batch())
+
+
+@fault("mode-leak")
+def left_by_a_generator():
+    model = net()
+
+    def batches():
+        with torch.no_grad():  # HERE
+            for _ in range(3):
+                yield batch()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x in batches():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+
+
+@healthy
+def phases_by_plain_calls():
+    model = net(nn.Dropout(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for phase in ("train", "test") * 2:
+        torch.set_grad_enabled(phase == "train")
+        model.train(phase == "train")
+        for _ in range(2):
+            loss = model(batch()).square().mean()
+            if phase == "train":
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+
+@healthy
+def own_context_manager():
+    class Quiet:
+        def __enter__(self):
+            self.was = torch.is_grad_enabled()
+            torch.set_grad_enabled(False)
+
+        def __exit__(self, *exc):
+            torch.set_grad_enabled(self.was)
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        fit(model, optimizer, 1)
+        with Quiet():
+            model(batch())
+
+
+# inference-tensor
+
+
+@fault("inference-tensor")
+def copied_in_inference_mode():
+    base = net()
+    with torch.inference_mode():
+        model = copy.deepcopy(base)  # HERE
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        fit(model, optimizer)
+
+
+@fault("inference-tensor")
+def lazy_layer_made_by_a_dry_run():
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
+    with torch.inference_mode():
+        model(batch())  # HERE
+    torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@healthy
+def served_and_never_trained():
+    with torch.inference_mode():
+        model = net().eval()
+        for _ in range(3):
+            model(batch())
+
+
+@healthy
+def step_inside_inference_mode():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(batch()).square().mean().backward()
+        with torch.inference_mode():
+            optimizer.step()
+
+
+def name(value):
+    return value.__name__ if callable(value) else None
+
+
+@pytest.mark.parametrize(("kind", "severity", "program"), FAULTS, ids=name)
+def test_the_fault_is_named_at_its_line(kind, severity, program):
+    """The one finding is of this kind and severity, at the marked line."""
+    found = [(one.kind, one.severity, one.source, one.filename) for one in judged(program)]
+    lines, first = inspect.getsourcelines(program)
+    (wanted,) = [at for at, code in enumerate(lines, first) if code.rstrip().endswith(HERE)]
+    assert [one[:2] for one in found] == [(kind, severity)], found
+    assert found[0][2].endswith(HERE), found
+    assert (found[0][3], wanted) == (__file__, judged(program)[0].lineno)
+
+
+@pytest.mark.parametrize("program", HEALTHY, ids=name)
+def test_the_healthy_twin_is_silent(program):
+    """A program that looks like the fault and is none gives no finding, nor a notice."""
+    assert [one.message for one in judged(program)] == []
+
+
+def test_each_kind_has_two_faults_and_two_twins():
+    """The families are covered: no kind has fewer than two programs with the fault."""
+    kinds = [kind for kind, _, _ in FAULTS]
+    assert all(kinds.count(kind) >= 2 for kind in kinds)
+    assert len(HEALTHY) >= 2 * len(set(kinds))
