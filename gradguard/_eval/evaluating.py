@@ -118,7 +118,7 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
         def scope_for(*_: Any, **__: Any) -> "evaluating[Any]":
             return evaluating(*modules)
 
-        decorated: F = decorate_each(fn, scope_for, repr(self))
+        decorated: F = decorate_each(fn, scope_for, f"evaluating({self._names()})")
         return decorated
 
     def __repr__(self) -> str:
@@ -173,7 +173,11 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
         raise RuntimeError(msg)
 
     def _names(self) -> str:
-        return ", ".join(type(module).__name__ for module in self._modules)
+        # Of a block that it cannot follow, Dynamo of torch 2.6 shows only this, before __init__.
+        modules: tuple[Module, ...] | None = getattr(self, "_modules", None)
+        if modules is None:
+            return "to be put around the compiled call"
+        return ", ".join(type(module).__name__ for module in modules)
 
 
 _AROUND = (

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from inspect import Parameter
 from typing import Any, TypeAlias
 
 from torch.nn import Module
@@ -20,6 +19,7 @@ _GOOD = (
     "or a tuple of these"
 )
 _CONTAINERS = (list, tuple, Mapping)
+_NOTHING = object()
 
 
 class ModulesIn:
@@ -36,8 +36,8 @@ class ModulesIn:
         # Where a module may stand that a call leaves out.
         self._defaults = [
             name
-            for name, parameter in self._parameters.items()
-            if isinstance(parameter.default, (Module, *_CONTAINERS))
+            for name, (_, _, default) in self._parameters.items()
+            if isinstance(default, (Module, *_CONTAINERS))
         ]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Module, ...]:
@@ -75,22 +75,21 @@ class ModulesIn:
         """Return what a call passes for a parameter, or its default."""
         if name in kwargs:
             return kwargs[name]
-        parameter = self._parameters.get(name)
-        at = list(self._parameters).index(name) if parameter is not None else len(args)
-        if parameter is not None and parameter.kind is Parameter.VAR_POSITIONAL:
+        at, kind, default = self._parameters.get(name, (len(args), "", _NOTHING))
+        if kind == "VAR_POSITIONAL":
             return args[at:]
-        if parameter is not None and parameter.kind is Parameter.VAR_KEYWORD:
+        if kind == "VAR_KEYWORD":
             return {key: value for key, value in kwargs.items() if key not in self._parameters}
-        if at < len(args) and parameter and parameter.kind is not Parameter.KEYWORD_ONLY:
+        if at < len(args) and kind != "KEYWORD_ONLY":
             return args[at]
-        if parameter is None or parameter.default is Parameter.empty:
+        if default is _NOTHING:
             msg = f"{self._function}() missing a required argument: {name!r}"
             raise TypeError(msg)
-        return parameter.default
+        return default
 
     def _check_parameter(self, name: str) -> None:
-        kinds = [parameter.kind for parameter in self._parameters.values()]
-        if name not in self._parameters and Parameter.VAR_KEYWORD not in kinds:
+        kinds = [kind for _, kind, _ in self._parameters.values()]
+        if name not in self._parameters and "VAR_KEYWORD" not in kinds:
             known = ", ".join(map(repr, self._parameters)) or "none"
             msg = (
                 f"{_NAME}(modules={self._named!r}): {self._function} has no parameter {name!r}. "
@@ -113,15 +112,24 @@ class ModulesIn:
         return text
 
 
-def _parameters(function: Any) -> Mapping[str, Parameter]:
+def _parameters(function: Any) -> dict[str, tuple[int, str, Any]]:
+    """Return the place, kind and default of each parameter: Dynamo does not follow `inspect`."""
     if isinstance(function, (classmethod, staticmethod)):
         function = function.__func__
     elif isinstance(function, property):
         function = function.fget
     try:
-        return inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # of what is written in C; or it cannot be decorated
         return {}
+    return {
+        parameter.name: (
+            at,
+            parameter.kind.name,
+            _NOTHING if parameter.default is parameter.empty else parameter.default,
+        )
+        for at, parameter in enumerate(parameters)
+    }
 
 
 def _sources(named: Named) -> list[Module | tuple[str, ...]]:
