@@ -60,7 +60,9 @@ def test_every_public_name_has_an_example(name):
         assert ">>>" in text
     if isinstance(value, type):  # doctest passes over a class that says it is of another module
         module = importlib.import_module(f"gradguard.{gradguard._MODULE_OF[name]}")
-        for test in doctest.DocTestFinder().find(value, name, module=False, globs=dict(vars(module))):
+        for test in doctest.DocTestFinder().find(
+            value, name, module=False, globs=dict(vars(module))
+        ):
             _, failures = run_examples(test)
             assert failures == ""
 

@@ -284,7 +284,9 @@ class Programs(RuleBasedStateMachine):
         if thread.exit(guard):
             guard.__exit__(None, None, None)
         else:
-            with pytest.raises(RuntimeError, match=r"is not open in this thread|was entered in another thread"):
+            with pytest.raises(
+                RuntimeError, match=r"is not open in this thread|was entered in another thread"
+            ):
                 guard.__exit__(None, None, None)
 
     def do_raw(self, thread, how, mode):
