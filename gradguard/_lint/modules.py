@@ -108,6 +108,8 @@ class Modules:
                 values_of = self.attributes(cls).get(node.attr, []) if cls else []
                 return any(self.is_module(one) for one in values_of)
             return node.attr == "module" and self.is_module(node.value)
+        if isinstance(node, ast.Subscript):  # of a ModuleList or Sequential; nothing else has items
+            return self.is_module(node.value)
         return False
 
     def _is_module_name(self, node: ast.Name) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from gradguard._findings.kinds import CHECK_NAMES
@@ -11,7 +13,6 @@ from gradguard._lint.names import Names
 from gradguard._lint.tree import Tree
 
 if TYPE_CHECKING:
-    import ast
     from collections.abc import Iterator
 
     from gradguard._findings.finding import Severity
@@ -35,6 +36,12 @@ class File:
         self.names = Names(self.tree)
         self.guards = Guards(self.tree, self.names)
         self.modules = Modules(self.tree, self.names)
+
+    @cached_property
+    def differentiates(self) -> bool:
+        """Whether anything in the file is called as `backward` is."""
+        attributes = self.tree.of_type(ast.Attribute)
+        return any(one.attr.endswith("backward") for one in attributes)
 
 
 class Rule:

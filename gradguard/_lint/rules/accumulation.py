@@ -41,6 +41,8 @@ def accumulated(function: ast.AST, file: File) -> Iterator[Accumulation]:
 
 
 def _one(node: ast.AST, total: str, value: ast.expr) -> Iterator[Accumulation]:
+    if isinstance(value, (ast.List, ast.Tuple)) and len(value.elts) == 1:  # losses += [loss]
+        value = value.elts[0]
     loss = _raw(value)
     if loss is not None and loss.id != total:
         yield Accumulation(node, total, loss)
@@ -58,7 +60,7 @@ def _by_sum(node: ast.Assign) -> Iterator[Accumulation]:
 def _by_call(node: ast.Call, func: ast.Attribute, file: File) -> Iterator[Accumulation]:
     """Yield ``losses.append(loss)``, and the update of a meter that keeps what it is given."""
     owner = ast.unparse(func.value)
-    if func.attr == "append" and len(node.args) == 1:
+    if func.attr in {"append", "extend"} and len(node.args) == 1:
         if not _is_bounded(func.value, file):
             yield from _one(node, owner, node.args[0])
         return

@@ -70,7 +70,6 @@ class Backwards:
         self._function = function
         self._own = list(file.tree.own(function))
         self._calls: list[tuple[ast.Call, ast.Name]] = []
-        self._taken: set[str] = set()  # names that go into something that is differentiated
         for each in self._own:
             if isinstance(each, ast.Call):
                 loss = differentiated(each)
@@ -80,21 +79,32 @@ class Backwards:
 
     def keeps_graph(self, one: Accumulation) -> bool:
         """Tell whether the accumulation keeps the graphs of a loss that is differentiated."""
-        guards = (guard for _, guard in self._file.guards.around(one.node))
-        if any(guard.off for guard in guards) or self._is_differentiated(one.total):
+        if one.loss.id not in self.names:
             return False
-        if self._is_reset(one):
-            return False
-        sources = self._sources(one.loss)
-        if sources is None:
-            return False
-        return any(
-            self._loops(call) & self._loops(one.node)
-            and (found := self._sources(loss)) is not None
-            and found & sources
+        return self.accumulates(one) and any(
+            self._loops(call) & self._loops(one.node) and self._share_source(loss, one.loss)
             for call, loss in self._calls
             if loss.id == one.loss.id
         )
+
+    def accumulates(self, one: Accumulation) -> bool:
+        """Tell whether what is added stays over the steps, with what it refers to."""
+        guards = (guard for _, guard in self._file.guards.around(one.node))
+        if any(guard.off for guard in guards) or self._is_differentiated(one.total):
+            return False
+        return not self._is_reset(one)
+
+    def differentiates(self, name: ast.Name) -> bool:
+        """Tell whether the value that the name has here, with its graph, is differentiated."""
+        losses = (loss for _, loss in self._calls if loss.id == name.id)
+        return any(self._share_source(loss, name) for loss in losses)
+
+    def sources(self, name: ast.Name) -> list[ast.AST]:
+        """Return the assignments that the value comes from; none if its graph was cut."""
+        return list(self._sources(name) or ())
+
+    def _share_source(self, one: ast.Name, other: ast.Name) -> bool:
+        return bool((self._sources(one) or set()) & (self._sources(other) or set()))
 
     def _is_differentiated(self, total: str) -> bool:
         """Tell whether what is accumulated is itself differentiated, or goes into what is."""
@@ -127,6 +137,7 @@ class Backwards:
             isinstance(each, ast.Call)
             and isinstance(each.func, ast.Attribute)
             and each.func.attr in {"step", "train_step", "optimizer_step"}
+            and "sched" not in ast.unparse(each.func).lower()
             for each in self._file.tree.own(loop)
         )
 

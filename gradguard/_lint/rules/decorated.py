@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from gradguard._lint.scopes import Function
 
 # Decorators that make a plain function of an `async def`: what stands above them is right.
-_MAKES_SYNC = re.compile(
-    r"(?<!a)sync(?!io)|coro|block|\brun|flow|task|trio|anyio|click", re.IGNORECASE
-)
+_MAKES_SYNC = re.compile(r"(?<!a)sync(?!io)|coro|block|\brun|click", re.IGNORECASE)
 
 
 class GuardOnAsync(Rule):

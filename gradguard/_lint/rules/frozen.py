@@ -116,6 +116,10 @@ def _loop_over_modules(owner: ast.Name, file: File) -> bool | None:
                 return True
             if method in _NAMED_LISTS:
                 return owner.id == names[-1]
+            if file.names.is_builtin(getattr(call, "func", call), "enumerate"):
+                call = call.args[0] if isinstance(call, ast.Call) and call.args else call
+            if owner.id == names[-1] and file.modules.is_module(call):
+                return True
             return file.modules.is_used_as_module(owner) and "param" not in ast.unparse(call)
     return None
 

@@ -6,6 +6,7 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
+from gradguard._lint.layers import DROPOUTS
 from gradguard._lint.rule import File, Problem, Rule
 from gradguard._lint.tree import FUNCTIONS
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _DROPOUTS = frozenset(
     f"torch.nn.functional.{name}" for name in ("dropout", "dropout1d", "dropout2d", "dropout3d")
 )
-_TRAINING = re.compile(r"\b(self\.)?(is_)?train(ing)?\b|\bmode\b|\beval\b|deterministic|\bp\b")
+_TRAINING = re.compile(r"\b(self\.)?(is_)?train(ing)?\b|\beval\b|deterministic")
 # Dropping at every call is the purpose: sampling, noise, Tacotron's prenet.
 _MEANT = re.compile(
     r"always|mc_?drop|monte_?carlo|bayes|stochastic|sample|noise|augment|prenet", re.IGNORECASE
@@ -175,8 +176,11 @@ def _runs_in_forward(node: ast.Call, file: File) -> bool:
         if isinstance(parent, ast.Lambda):
             return _is_called_at_once(node, file)
         branch = isinstance(parent, ast.If) and child is not parent.test
-        if branch and _ONCE.search(ast.unparse(parent).partition("\n")[0]):
+        test = ast.unparse(parent).partition("\n")[0] if branch else ""
+        if _ONCE.search(test):
             return False  # made once, or for what was not given
+        if "training" in test and file.modules.made_class(node) in DROPOUTS:
+            return False  # a new Dropout acts, as it should here
         if isinstance(parent, FUNCTIONS):
             return parent.name == "forward" or parent.name.startswith(("forward_", "_forward"))
     return False

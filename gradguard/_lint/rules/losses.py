@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gradguard._lint.rule import File, Problem, Rule
 from gradguard._lint.rules.accumulation import accumulated
 from gradguard._lint.rules.backward import Backwards, differentiated
+from gradguard._lint.rules.returned import is_returned_loss
 from gradguard._lint.tree import FUNCTIONS, LOOPS
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ assert isinstance(total, float)
 
     def check(self, node: ast.AST, file: File) -> Iterator[Problem]:
         """Look at all accumulations in a function that differentiates."""
-        backwards = Backwards(node, file)
-        if not backwards.names:
+        if not file.differentiates:
             return
+        backwards = Backwards(node, file)
         for one in accumulated(node, file):
-            if one.loss.id in backwards.names and backwards.keeps_graph(one):
+            if backwards.keeps_graph(one) or is_returned_loss(one, node, backwards, file):
                 shown = ast.unparse(one.node)
                 yield Problem(
                     one.node,

@@ -39,6 +39,7 @@ _PAIRS = {
     "__enter__": ("__exit__",),
     "__aenter__": ("__aexit__",),
 }
+_UNDOES = re.compile(r"exit|end|stop|close|after|post|finish|restore|enable|resume|tear|__del__")
 _ENDS = frozenset(end for ends in _PAIRS.values() for end in ends)
 
 
@@ -132,8 +133,11 @@ def _in_function(made: PlainSet, function: Function, file: File) -> Iterator[Pro
         if not _is_fixture(function, file):
             yield _problem(made, "and is switched back only if nothing raises", file, notice=True)
         return
-    if made.mode is True or _has_partner(function, made, file):
-        yield _problem(made, "and left so", file, notice=True)
+    partners = _partners(function, made, file)
+    if any(_UNDOES.search(name) for name in [*partners, *([function.name] if partners else [])]):
+        return  # whoever begins it ends it: start and stop, on_validation_start and _end
+    if made.mode is True or partners:
+        yield _problem(made, "and it is left so", file, notice=True)
     else:
         yield _problem(made, f"and `{function.name}` leaves it so", file)
 
@@ -175,17 +179,16 @@ def _has_end(function: Function, file: File) -> bool:
     return any("grad" in ast.unparse(one) for one in ends)
 
 
-def _has_partner(function: Function, made: PlainSet, file: File) -> bool:
-    """Tell whether another method of the class switches the other way."""
+def _partners(function: Function, made: PlainSet, file: File) -> list[str]:
+    """Return the names of the other methods of the class that switch the other way."""
     cls = file.tree.class_of(function)
-    if cls is None:
-        return False
-    others = [one for one in cls.body if isinstance(one, FUNCTIONS) and one is not function]
-    return any(
-        one.saved or one.mode is None or one.mode != made.mode
-        for other in others
+    methods = [one for one in cls.body if isinstance(one, FUNCTIONS)] if cls else []
+    return [
+        other.name
+        for other in methods
         for one in plain_sets(other, file)
-    )
+        if other is not function and (one.saved or one.mode is None or one.mode != made.mode)
+    ]
 
 
 def _at_module_level(made: PlainSet, file: File) -> Iterator[Problem]:
