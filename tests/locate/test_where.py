@@ -971,7 +971,7 @@ def test_where_points_elsewhere_when_nothing_is_on_the_stack():
     assert "python -m gradguard run" in line
     assert "gradguard.trace()" in line
     (line,) = where(GradState(False, False), recorded="train.py:3 in eval")[-1:]
-    assert line.endswith("(traced): train.py:3 in eval")
+    assert line.endswith("as trace() has recorded: train.py:3 in eval")
 
 
 def test_where_explains_a_recording_thread_by_how_threads_start():
