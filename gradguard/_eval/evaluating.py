@@ -68,7 +68,6 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
         (False, True)
 
     Source: `torch.nn.Module.eval`, `torch.nn.Module.train`.
-
     """
 
     @overload
@@ -153,9 +152,9 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
         return given  # type: ignore[no-any-return]
 
     def _pop(self) -> Scope:
-        """Take out the scope to leave: the innermost of this thread.
+        """Take out the scope to leave: the innermost of this thread, or else of any.
 
-        Or else of any: a generator may be resumed, and so leave a ``with``, in another thread.
+        A generator may be resumed, and so leave a ``with``, in another thread.
         """
         me = get_ident()
         scopes = [*self._scopes]
@@ -167,8 +166,7 @@ class evaluating(Generic[T]):  # noqa: N801 (lower case as torch's own guards)
             return scope
         msg = (
             f"evaluating({self._names()}) was exited more often than it was entered; no flag was "
-            "changed. Use it as `with evaluating(...):` or as a decorator, which pair the two for "
-            "you."
+            "changed. Use it as `with evaluating(...):` or as a decorator, which pair the two."
         )
         raise RuntimeError(msg)
 
