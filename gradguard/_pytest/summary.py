@@ -50,12 +50,12 @@ class Summary:
             self._torch_was_used |= data["torch_was_used"]
             self._partial |= data["partial"]
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         """Write the total, and the markers to remove."""
         unneeded = self._unneeded()
         if self.leaks or unneeded:
             terminalreporter.section("gradguard")
-        elif terminalreporter.config.get_verbosity() < 0:
+        elif terminalreporter.config.getoption("verbose") < 0:
             return
         terminalreporter.write_line(self._total())
         if unneeded:

@@ -1120,10 +1120,8 @@ def test_timeouts():
     assert asyncio.run(main()) == GRAD
 
 
-@pytest.mark.parametrize("stopped", ["dropped", "broken", "held"])
-@pytest.mark.parametrize("decorate", [gradguard.inference_mode, lambda fn: fn])
-def test_an_unfinished_async_generator_is_closed_by_its_loop(stopped, decorate):
-    """As undecorated: its end runs once, in its mode, where it may await, without a word."""
+def _left_unfinished(decorate, stopped):
+    """The modes that the end of an async generator sees, one for each step it gets, and errors."""
     seen, said, held = [], [], []
 
     @decorate
@@ -1150,9 +1148,17 @@ def test_an_unfinished_async_generator_is_closed_by_its_loop(stopped, decorate):
         return grad_state()
 
     assert asyncio.run(main()) == GRAD
-    steps = {"dropped": 3, "broken": 1, "held": 3}[stopped]  # asyncio cancels what has no time left
-    mode = INFERENCE if decorate is gradguard.inference_mode else GRAD
-    assert (seen, said) == ([mode] * steps, [])
+    return seen, said
+
+
+@pytest.mark.parametrize("stopped", ["dropped", "broken", "held"])
+def test_an_unfinished_async_generator_is_closed_by_its_loop(stopped):
+    """As undecorated: its end runs once, in its mode, where it may await, without a word."""
+    plain, said = _left_unfinished(lambda fn: fn, stopped)
+    assert set(plain) == {GRAD}
+    assert said == []
+    # Of one that is broken off asyncio cancels the end after a step, up to Python 3.12.
+    assert _left_unfinished(gradguard.inference_mode, stopped) == ([INFERENCE] * len(plain), [])
 
 
 def test_async_context_managers_and_comprehensions():

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -65,7 +66,7 @@ def in_a_fork(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Te
     return [hook(config=item.config, data=data) for data in pickle.loads(sent)]  # noqa: S301
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     path = os.environ.get("GRADGUARD_MATRIX_COUNTS")
     if path:
         stats = terminalreporter.stats

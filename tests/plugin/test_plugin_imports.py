@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from asyncio_ini import LOOP_SCOPE
 
 # pytester forgets what its runs import, and torch cannot come twice in one process.
 from gradguard._pytest import hooks as _hooks  # noqa: F401
@@ -15,7 +16,7 @@ ON = "import torch\ndef test_on():\n    assert torch.is_grad_enabled()\n"
 @pytest.fixture
 def run(pytester):
     """Run pytest over the files: within this process, or in a new one without torch as yet."""
-    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    pytester.makeini(f"[pytest]\n{LOOP_SCOPE}")
 
     def run(*args, mode="warn", new_process=False):
         started = pytester.runpytest_subprocess if new_process else pytester.runpytest_inprocess

@@ -4,6 +4,7 @@ import re
 import warnings
 
 import pytest
+from asyncio_ini import LOOP_SCOPE
 
 # pytester forgets what its runs import, and torch cannot come twice in one process.
 from gradguard._pytest import hooks as _hooks  # noqa: F401
@@ -31,7 +32,7 @@ MARK = '@pytest.mark.leaks_grad_mode(reason="...")'
 @pytest.fixture
 def run(pytester):
     """Run pytest over one test file within this process."""
-    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    pytester.makeini(f"[pytest]\n{LOOP_SCOPE}")
 
     def run(source, *args):
         pytester.makepyfile(test_it=source)

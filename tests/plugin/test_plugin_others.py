@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
+from asyncio_ini import LOOP_SCOPE
 
 LEAK = "torch.set_grad_enabled(False)  # here"
 
@@ -10,9 +11,7 @@ LEAK = "torch.set_grad_enabled(False)  # here"
 @pytest.fixture
 def run(pytester):
     """Run pytest over one test file in a process of its own, with one more plugin."""
-    pytester.makeini(
-        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
-    )
+    pytester.makeini(f"[pytest]\nasyncio_mode = auto\n{LOOP_SCOPE}")
 
     def run(plugin, source, *args):
         if find_spec(plugin) is None:

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from asyncio_ini import LOOP_SCOPE
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
@@ -34,11 +35,10 @@ def test_next():
     assert mode() == ON
     assert gradguard.guards() == ()
 """
-INI = """\
+INI = f"""\
 [pytest]
 asyncio_mode = strict
-asyncio_default_fixture_loop_scope = function
-"""
+{LOOP_SCOPE}"""
 
 
 @pytest.fixture
