@@ -40,7 +40,7 @@ class Owner(Opener):
     """
 
     __slots__ = ("__weakref__", "link", "token")
-    link: Link | None  # of the entry whose token this is
+    link: Any  # the `Link` of that entry; before, the cell of its thread
     token: InferenceToken | None
 
 

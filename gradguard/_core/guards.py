@@ -2,8 +2,9 @@
 
 from typing import Any, overload
 
+from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import compiled_grad, compiled_inference, compiled_set_grad
-from gradguard._core.guard_stack import thread
+from gradguard._core.guard_stack import fast
 from gradguard._core.guard_types import (
     EnableGrad,
     F,
@@ -148,7 +149,12 @@ def inference_mode(mode: Any = True) -> Any:
     if mode is True or mode is False:
         if is_dynamo_compiling():
             return compiled_inference(mode)
-        return InferenceOn(thread.cell) if mode else InferenceOff(thread.cell)
+        guard = InferenceOn() if mode else InferenceOff()
+        try:
+            guard.link = fast.cell
+        except AttributeError:
+            guard.link = own_cell()
+        return guard
     if not callable(mode) and not isinstance(mode, (classmethod, property)):
         raise TypeError(_not_bool("inference_mode", mode, "inference_mode()"))
     return inference_mode(True)(mode)

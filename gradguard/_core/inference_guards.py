@@ -1,13 +1,16 @@
 """The guards that switch inference mode, on or off."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 from weakref import ref
+
+from typing_extensions import Self
 
 from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import compiled_decorated_inference
 from gradguard._core.decorating import under_inference
 from gradguard._core.exits import close, exit_again
-from gradguard._core.guard_stack import Link, Owner, fast, grad_inside, thread
+from gradguard._core.guard_stack import Owner, fast, grad_inside, thread
 from gradguard._core.guard_types import F, Guard
 from gradguard._core.state import (
     enter_inference,
@@ -21,38 +24,41 @@ from gradguard._core.state import (
 class InferenceMode(Guard, Owner):
     """Inference mode on or off, with a token of torch's that brings back what was before."""
 
-    __slots__ = ("_maker",)
+    __slots__ = ()
     mode: bool
 
-    def __init__(self, maker: list[Link | None] | None = None) -> None:
-        """Make the guard; in the thread of `maker`, its cell, it may hold the token of an entry."""
-        self._maker = maker
-        self.link = self.token = None
+    @classmethod
+    def of_thread(cls) -> Self:
+        """A guard that holds the token of its first entry itself, if that is in this thread.
+
+        Elsewhere it might be entered by two threads at once, and at any other entry hold a token
+        already: then the token lies on the chain. (`guards.inference_mode` has this written out.)
+        """
+        guard = cls()
+        guard.link = thread.cell
+        return guard
+
+    @classmethod
+    def shared(cls) -> Self:
+        """A guard that never holds a token."""
+        guard = cls()
+        guard.link = None
+        return guard
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).shared, ()
 
     def __repr__(self) -> str:
         return f"inference_mode(mode={self.mode})"
 
     def __call__(self, orig_func: F) -> F:
-        self._maker = None  # it is many calls' now
+        if isinstance(self.link, list):
+            self.link = None  # it is many calls' now
         return super().__call__(orig_func)
 
     def clone(self) -> "InferenceMode":
         """Return another guard of the same kind."""
-        return type(self)(thread.cell)
-
-    def _open(self, cell: list[Link | None], found: bool | None) -> None:
-        """Switch inference mode, and link this entry.
-
-        The token lies on the chain where the guard holds that of another entry, or might be
-        entered by two threads at once.
-        """
-        below = cell[0]
-        if self._maker is cell and self.link is None:
-            itself = ref(self)
-            self.token = enter_inference(self.mode)
-            cell[0] = self.link = (_IN_THE_PLACE_OF[self.mode], found, itself, below)
-        else:
-            cell[0] = (self, found, enter_inference(self.mode), below)
+        return type(self).of_thread()
 
     def __exit__(
         self,
@@ -63,12 +69,12 @@ class InferenceMode(Guard, Owner):
         try:
             cell = fast.cell
             top = cell[0]
-            if top is self.link and top is not None:
+            if top is self.link:
                 exit_inference(self.token, None, None, None)
                 cell[0] = top[3]
-                self.link = self.token = None
+                self.link = None
                 return
-        except AttributeError:
+        except (AttributeError, TypeError):
             pass  # nothing is open in this thread
         except BaseException:
             exit_again(self, self.link)
@@ -89,7 +95,13 @@ class InferenceOn(InferenceMode):
             cell = fast.cell
         except AttributeError:
             cell = own_cell()
-        self._open(cell, is_grad_enabled() or (None if is_inference_mode_enabled() else False))
+        found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
+        if self.link is cell:
+            itself, below = ref(self), cell[0]
+            self.token = enter_inference(True)
+            cell[0] = self.link = (_ON, found, itself, below)
+        else:
+            cell[0] = (self, found, enter_inference(True), cell[0])
 
     def while_compiling(self) -> AbstractContextManager[None]:
         return compiled_decorated_inference(True)
@@ -109,7 +121,12 @@ class InferenceOff(InferenceMode):
         below, found = cell[0], is_grad_enabled()
         try:
             grad = grad_inside(found, is_inference_mode_enabled())
-            self._open(cell, found)
+            if self.link is cell:
+                itself = ref(self)
+                self.token = enter_inference(False)
+                cell[0] = self.link = (_OFF, found, itself, below)
+            else:
+                cell[0] = (self, found, enter_inference(False), below)
             set_grad(grad)
         except BaseException:
             if cell[0] is not below:
@@ -120,6 +137,6 @@ class InferenceOff(InferenceMode):
         return compiled_decorated_inference(False)
 
 
-INFERENCE_ON = InferenceOn()  # for decorators of other folders, around each call
+INFERENCE_ON = InferenceOn.shared()  # for decorators of other folders, around each call
 # On the chain in the place of a guard that holds its token itself, and must be free to go.
-_IN_THE_PLACE_OF: dict[bool, Guard] = {True: InferenceOn(), False: InferenceOff()}
+_ON, _OFF = InferenceOn.shared(), InferenceOff.shared()

@@ -69,7 +69,8 @@ def has_begun(made: Any) -> bool:
     frame = made.ag_frame  # inspect has a function for these from Python 3.12 on
     if frame is None or frame.f_lasti < 0:
         return frame is None
-    return dis.opname[frame.f_code.co_code[frame.f_lasti]] != "RETURN_GENERATOR"
+    at: str = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+    return at != "RETURN_GENERATOR"
 
 
 @types.coroutine

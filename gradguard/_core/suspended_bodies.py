@@ -108,6 +108,7 @@ class Body(Boundary, Suspendable):
             mode = self._mode
             if mode is None or self._tokens or mode[1] is not inference:
                 self.resume()
+                top = None if self._tokens or mode is not None else cell[0]
             else:
                 if mode[0] is not grad:
                     set_grad(mode[0])
@@ -126,6 +127,12 @@ class Body(Boundary, Suspendable):
             else:
                 self.suspend()
         except BaseException as error:
+            if top is not None and cell[0] is top and type(error) is StopIteration and not more:
+                cell[0] = below  # the usual end
+                set_grad(grad)
+                if is_inference_mode_enabled() is not inference:
+                    set_inference(inference)
+                raise
             self._leave(below, grad, inference, ended=not (more and type(error) is StopIteration))
             raise
         finally:
@@ -152,6 +159,9 @@ class Body(Boundary, Suspendable):
             thread.cell[0] = self._base = (self, found, None, below)
             if self._guard is not None:
                 self._guard.enter_body()
+                guard, its_found, its_token, _ = links()[0]
+                self._own, self._plain = [(guard, its_found, None, None)], [(guard, its_found)]
+                self._modes, self._tokens = [outside], its_token is not None
             self._resumed = True
             return
         grad, inference = mode
@@ -216,5 +226,6 @@ def _asleep(link: Link) -> Link | None:
     owner: Owner | None = token()
     if owner is None:
         return None
-    owner.link = guard, found, owner, None
-    return owner.link
+    asleep: Link = (guard, found, owner, None)
+    owner.link = asleep
+    return asleep

@@ -253,7 +253,7 @@ def _references(result: Any, _: CallContext | None) -> int:
 
 def _held_by_a_call() -> int:
     """The references to a result that nobody has but the wrapper that is asking."""
-    result = (each for each in ())
+    result = (each for each in range(0))
     return _references(result, None)
 
 

@@ -7,7 +7,7 @@ import torch
 
 import gradguard
 
-GUARDS = [gradguard.no_grad, gradguard.inference_mode, gradguard.set_grad_enabled(False)]
+GUARDS = [gradguard.no_grad, gradguard.inference_mode, gradguard.inference_mode()]
 each_guard = pytest.mark.parametrize("guard", GUARDS, ids=repr)
 
 
