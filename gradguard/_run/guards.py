@@ -1,6 +1,7 @@
 """Guards made as a statement: the instruction that follows the call drops its value."""
 
 import dis
+import functools
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -30,9 +31,13 @@ def _maker(name: str, judge: Judge, attempt: Callable[..., None]) -> Callable[[A
             judge.no_effect.dropped_guard(name, frame)
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)  # TorchScript compiles the source of what stands here
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 (its place)
             original(self, *args, **kwargs)
-            attempt(look, sys._getframe(1))  # noqa: SLF001 - inspect.currentframe may be None
+            frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
+            known = _dropped.get((id(frame.f_code), frame.f_lasti))
+            if known is None or known[1] or known[0] is not frame.f_code:
+                attempt(look, frame)
 
         return __init__
 

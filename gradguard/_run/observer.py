@@ -84,7 +84,7 @@ class Observer:
     def start(self) -> None:
         """Install all that watches."""
         set_libraries(self._libraries)
-        trace = Trace(limit=1)  # those that were not switched back are kept beyond it
+        trace = Trace(limit=0)  # those that were not switched back are kept beyond it
         self._active = True
         patches, attempt, judge, running = self._patches, self._attempt, self.judge, self._running
         patches.replace(

@@ -18,6 +18,7 @@ _FAR = 12  # frames from a guard to the block that a context manager of the user
 _MOST_CODE = 10_000  # code may be made anew again and again
 # What a code is to a guard, by id: the hash of a code goes over all of it.
 _guards: dict[int, tuple[CodeType, "Role | bool"]] = {}
+_torchs: dict[int, tuple[CodeType, bool]] = {}
 _GENERATORS = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
@@ -63,6 +64,19 @@ def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
     if frame is None or role is not Role.ENTRY or "__enter__" in frame.f_code.co_names:
         return None
     return frame.f_code
+
+
+def is_torchs(frame: FrameType | None) -> bool:
+    """Tell whether a plain call that switches is torch's own."""
+    if frame is None:
+        return False
+    code = frame.f_code
+    known = _torchs.get(id(code))
+    if known is None or known[0] is not code:
+        if len(_torchs) > _MOST_CODE:
+            _torchs.clear()
+        known = _torchs[id(code)] = (code, module_of(frame).partition(".")[0] == "torch")
+    return known[1]
 
 
 def _is_plain(code: CodeType) -> bool:

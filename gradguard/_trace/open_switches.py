@@ -79,6 +79,24 @@ class OpenSwitches:
                 return opened.record
         return None
 
+    def push(self, cause: Cause, record: RecordedSwitch) -> None:
+        """Open a block whose entry has switched: what `follow` does then, and no more."""
+        self._call = self.exit = None
+        self._open(_Open(cause, record.before, record))
+
+    def pop(self, key: int, after: "GradState") -> bool:
+        """Close the innermost block, if it is this guard's and brings back what it found."""
+        top = self._stack[-1] if self._stack else None
+        if top is None or top.cause.key != key or top.cause.role is not Role.ENTRY:
+            return False
+        if top.before != after:
+            return False
+        self._call = self.exit = None
+        self._stack.pop()
+        if top.record is not None:
+            self._alive.pop(top.record.number, None)
+        return True
+
     def hold(self, cause: Cause, holder: CodeType | None) -> None:
         """Give the block of a ``set_grad_enabled(…)`` that was entered after it had switched."""
         top = self._stack[-1] if self._stack else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gradguard._core.frames import Line, frames_of
 from gradguard._core.places import written
-from gradguard._trace.causes import cause_of, holder_of
+from gradguard._trace.causes import cause_of, holder_of, is_torchs
 from gradguard._trace.open_switches import Cause, OpenSwitches, Role
 from gradguard._trace.switch import RecordedSwitch, Switch
 
@@ -40,6 +40,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.rings: tuple[deque[RecordedSwitch], ...] = ()
+        self.quiet = True  # whether nobody asks for more than what is still open
         self._numbers = itertools.count()
         self.latest = -1  # the number of the last record
         self._alive: dict[int, RecordedSwitch] = {}
@@ -52,6 +53,8 @@ class Recorder:
         frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
         now, record = perf_counter_ns(), None
         cause, using = cause_of(frame, otherwise)
+        if self.quiet and cause.role is Role.CALL and is_torchs(using):
+            return  # an optimizer's step, say: torch switches back whatever happens
         if before != after:
             record = self._record(cause, using or frame, before, after, now)
         opened = self.thread.opened
@@ -62,6 +65,21 @@ class Recorder:
             self.latest = record.number
             for ring in self.rings:
                 ring.append(record)
+
+    def entered(self, key: int, before: "GradState", after: "GradState", frame: FrameType) -> None:
+        """Record the entry of a guard that `frame` uses."""
+        cause, opened = Cause(Role.ENTRY, key), self.thread.opened
+        if before is after:
+            opened.follow(cause, after, None, 0)
+            opened.hold(cause, holder_of(frame, Role.ENTRY))
+        else:
+            opened.push(cause, self._record(cause, frame, before, after, 0))
+
+    def exited(self, key: int, before: "GradState", after: "GradState", frame: FrameType) -> None:
+        """Record the exit of a guard, where it does not simply end the innermost block."""
+        cause = Cause(Role.EXIT, key)
+        record = None if before is after else self._record(cause, frame, before, after, 0)
+        self.thread.opened.follow(cause, after, record, 0)
 
     def still_open(self) -> list[RecordedSwitch]:
         """Return the open switches of all threads, those left by ended threads included."""

@@ -12,10 +12,11 @@ All switches from Python end in two C functions. What does not work:
   effect, never drop it"). So `_Recorded` compares equal to it.
 """
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import CompileContext
 from gradguard._trace import recorder as _recorder
 from gradguard._trace.open_switches import Cause, Role
-from gradguard._trace.patching import Patches, own_methods, token_methods
+from gradguard._trace.patching import Patches, own_methods, token_methods, torch_methods
 from gradguard._trace.recorder import Recorder
 from gradguard._trace.switch import RecordedSwitch
 
@@ -92,6 +93,50 @@ def _method(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+def _entry(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the entry of one of torch's guards for a trace of which only the open ones are asked.
+
+    Each switch of any kind is seen in C's two functions; that takes three times as long, as it has
+    to be found out what they are called by.
+    """
+
+    @wraps(original)  # TorchScript compiles the source of what stands here
+    def __enter__(guard: Any) -> Any:  # noqa: N807 (its place)
+        recorder = _recorder.current
+        if is_dynamo_compiling() or recorder is None or not recorder.quiet or recorder.thread.busy:
+            return original(guard)
+        thread, before = recorder.thread, grad_state()
+        thread.busy = True
+        try:
+            result = original(guard)
+        finally:
+            thread.busy = False
+        recorder.entered(id(guard), before, grad_state(), sys._getframe(1))  # noqa: SLF001
+        return result
+
+    return __enter__
+
+
+def _exit(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def __exit__(guard: Any, *exc: object) -> Any:  # noqa: N807 (its place)
+        recorder = _recorder.current
+        if is_dynamo_compiling() or recorder is None or not recorder.quiet or recorder.thread.busy:
+            return original(guard, *exc)
+        thread, before = recorder.thread, grad_state()
+        thread.busy = True
+        try:
+            result = original(guard, *exc)
+        finally:
+            thread.busy = False
+        after = grad_state()
+        if not thread.opened.pop(id(guard), after):
+            recorder.exited(id(guard), before, after, sys._getframe(1))  # noqa: SLF001
+        return result
+
+    return __exit__
+
+
 def _function(original: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any) -> Any:
         return _watch(_CALL, original, *args)
@@ -117,6 +162,7 @@ def start(ring: deque[RecordedSwitch]) -> tuple[Recorder, int]:
             _replace()
         before = recorder.latest
         recorder.rings = (*recorder.rings, ring)
+        recorder.quiet = recorder.quiet and ring.maxlen == 0
         return recorder, before
 
 
@@ -127,6 +173,7 @@ def stop(ring: deque[RecordedSwitch]) -> None:
         if recorder is None:
             return
         recorder.rings = tuple(other for other in recorder.rings if other is not ring)
+        recorder.quiet = all(other.maxlen == 0 for other in recorder.rings)
         if not recorder.rings:
             _recorder.current = None
             _patches.remove()
@@ -137,5 +184,7 @@ def _replace() -> None:
     _patches.replace(Body, "step", lambda _: Suspendable.step)  # by the methods replaced here
     for owner, name, role in (*token_methods(), *own_methods()):
         _patches.replace(owner, name, partial(_method, role))
+    for owner, name, role in torch_methods():
+        _patches.replace(owner, name, _entry if role is Role.ENTRY else _exit)
     for value, make in _BOUND:
         _patches.replace_bound(value, make)

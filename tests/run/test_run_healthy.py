@@ -437,3 +437,16 @@ def test_exported():
     torch.export.export(model, (batch(),))
     with torch.no_grad():
         model(batch())
+
+
+def scripted(given):
+    with torch.no_grad():
+        doubled = given * 2
+    return doubled + given
+
+
+def test_scripted_guards():
+    """TorchScript compiles the source of torch's guards, whatever stands in their place."""
+    assert torch.jit.script(scripted)(torch.ones(2)).tolist() == [3.0, 3.0]
+    with torch.no_grad():
+        Net().eval()(batch())
