@@ -25,7 +25,7 @@ class Ran:
 
     def kinds(self):
         """Return kind and line of each finding, which must be in the script."""
-        assert {one["filename"] for one in self.findings} <= {str(self.script)}
+        assert {one["filename"] for one in self.findings} <= {self.script.name}
         return {(one["kind"], one["lineno"]) for one in self.findings}
 
 

@@ -108,7 +108,7 @@ def test_eval_mode_that_validation_leaves_is_found(make):
     with watch_training(model, optimizer):
         epoch(accelerator, model, optimizer, loader)
         validate(model, loader)
-        with pytest.raises(GradModeError, match="at optimizer step 5: the Sequential is in eval"):
+        with pytest.raises(GradModeError, match="at optimizer step 5: The Sequential was left in eval"):
             epoch(accelerator, model, optimizer, loader)
 
 
@@ -119,4 +119,4 @@ def test_forwards_of_a_prepared_model(make):
         validate(model, loader)
         assert (watch.forwards, watch.violations) == (4, 0)
         mse(model, next(iter(loader)))
-    assert "a forward of the Sequential recorded a graph" in str(found[0])
+    assert "A forward of the Sequential in eval mode recorded a graph" in str(found[0])

@@ -66,7 +66,7 @@ def test_an_evaluator_that_leaves_eval_mode_is_found():
     trainer = update(model, optimizer, lambda x, y: nn.functional.mse_loss(model(x), y))
     with (
         watch_training(model, optimizer),
-        pytest.raises(GradModeError, match="at optimizer step 5: the Sequential is in eval mode"),
+        pytest.raises(GradModeError, match="at optimizer step 5: The Sequential was left in eval mode"),
     ):
         validated(trainer, model, loader).run(loader, max_epochs=2)
 
@@ -81,7 +81,7 @@ def test_a_detached_layer_is_named():
     )
     with (
         watch_training(model, optimizer),
-        pytest.raises(GradModeError, match=r"No gradient \(4\):\n  0\.weight\n  0\.bias\n"),
+        pytest.raises(GradModeError, match=r"4 trainable parameters of \w+ never had a gradient(.|\n)*0\.weight"),
     ):
         trainer.run(loader)
 
@@ -104,7 +104,7 @@ def test_a_handler_that_leaves_grad_off_is_found():
     finally:
         torch.set_grad_enabled(True)
     assert len(found) == 2  # of four steps, those after the second
-    assert "the mode was left switched: it was grad on" in str(found[0])
+    assert "Grad mode was left off" in str(found[0])
 
 
 def test_forwards_of_an_evaluator():

@@ -97,7 +97,7 @@ def test_a_validation_that_leaves_eval_mode_is_found():
         def on_train_start(self):
             self.train()  # the sanity check has left eval mode already
 
-    with pytest.raises(GradModeError, match=r"at optimizer step 5: the Faulty is in eval mode"):
+    with pytest.raises(GradModeError, match=r"at optimizer step 5: The Faulty was left in eval mode"):
         trainer().fit(Faulty(), loader(), loader())
 
 
@@ -128,7 +128,7 @@ def test_a_mode_left_switched_between_batches_is_found():
     finally:
         torch.set_grad_enabled(True)
     assert len(found) == 3  # all but the first of four steps
-    assert "the mode was left switched: it was grad on" in str(found[0])
+    assert "Grad mode was left off" in str(found[0])
 
 
 class Adversaries(lightning.LightningModule):
@@ -219,4 +219,4 @@ def test_a_predict_step_that_records_is_found():
     with watch_inference(module, on_violation=(found := []).append) as watch:
         trainer(inference_mode=False).predict(module, loader())
     assert (watch.forwards, watch.violations, len(found)) == (4, 4, 4)
-    assert "a forward of the Faulty recorded a graph" in str(found[0])
+    assert "A forward of the Faulty in eval mode recorded a graph" in str(found[0])

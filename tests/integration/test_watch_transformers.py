@@ -67,7 +67,7 @@ def test_a_reentrant_checkpoint_of_frozen_embeddings_is_found(tmp_path):
     model.transformer.wpe.requires_grad_(False)
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.disable_input_require_grads()  # what transformers does against it, where it knows
-    with pytest.raises(GradModeError, match=r"No gradient \(12\):\n  transformer\.h\.\*"):
+    with pytest.raises(GradModeError, match=r"12 trainable parameters of AdamW never had a gradient"):
         fit(tmp_path, model, model)
 
 
@@ -81,4 +81,4 @@ def test_generate_is_silent_and_a_bare_forward_is_told(tmp_path):
         assert (watch.forwards, watch.violations) == (2, 0)
         model(input_ids=torch.ones(1, 2, dtype=torch.long))
     assert (watch.forwards, watch.violations) == (3, 1)
-    assert "a forward of the GPT2LMHeadModel recorded a graph" in str(found[0])
+    assert "A forward of the GPT2LMHeadModel in eval mode recorded a graph" in str(found[0])
