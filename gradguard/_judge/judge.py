@@ -1,7 +1,6 @@
 """The judge: it is told what a program does, and says what is wrong with it.
 
-It knows nothing of hooks, processes or output. What a feeder cannot know it leaves out; nothing is
-guessed.
+It knows nothing of hooks, processes or output. What a feeder cannot know it leaves out.
 """
 
 from collections.abc import Callable, Iterable
@@ -147,6 +146,7 @@ class Judge:
     def given(self, optimizer: Optimizer, line: Line) -> None:
         """Take a parameter group that an optimizer was given last."""
         held = self.scene.optimizers.of(optimizer, line)
+        held.last = held.last or self.scene.tick()  # what came before is none of its own
         group = optimizer.param_groups[-1]["params"]
         before = len(optimizer.param_groups) - 1  # groups may have been taken out by hand
         held.group_lines[before:] = [line]

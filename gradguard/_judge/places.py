@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -48,7 +48,7 @@ class Places:
 
     def parameter_set(self, owner: nn.Module, name: str, new: Tensor | None, line: Line) -> None:
         """Note that a parameter is being put in a place."""
-        old = owner._parameters.get(name)  # noqa: SLF001 (what register_parameter replaces)
+        old = _at(owner._parameters, name)  # noqa: SLF001 (what register_parameter replaces)
         if new is None and old is not None:
             self._gone[id(owner), name] = weakref.ref(owner), [weakref.ref(old)]
         if new is None or old is new:
@@ -60,7 +60,7 @@ class Places:
 
     def module_set(self, owner: nn.Module, name: str, new: nn.Module | None, line: Line) -> None:
         """Note that a module is being put in a place."""
-        old = owner._modules.get(name)  # noqa: SLF001 (what register_module replaces)
+        old = _at(owner._modules, name)  # noqa: SLF001 (what register_module replaces)
         if new is None or old is new:
             return
         if old is None:
@@ -143,10 +143,15 @@ class Places:
 
 
 def _parameter(owner: nn.Module, name: str) -> list[Tensor]:
-    value = owner._parameters.get(name)  # noqa: SLF001 (a place, whatever the class makes of it)
+    value = _at(owner._parameters, name)  # noqa: SLF001 (a place, whatever the class makes of it)
     return [] if value is None else [value]
 
 
 def _parameters_at(owner: nn.Module, name: str) -> list[Tensor]:
-    value = owner._modules.get(name)  # noqa: SLF001
+    value = _at(owner._modules, name)  # noqa: SLF001
     return [] if value is None else list(value.parameters())
+
+
+def _at(places: Any, name: str) -> Any:
+    """Return what stands in a place; those of a ScriptModule are no dict, and have no `get`."""
+    return places[name] if name in places else None  # noqa: SIM401 (see above)

@@ -35,10 +35,11 @@ class _Moving:
 
         @functools.wraps(original)
         def _apply(module: nn.Module, *args: Any, **kwargs: Any) -> T:
-            before = dict(module._parameters)  # noqa: SLF001 (its own: the children come here, too)
+            before = dict(module._parameters.items())  # noqa: SLF001 (its own: the children come here, too)
             result = original(module, *args, **kwargs)
             for name, old in before.items():
-                if old is not None and module._parameters.get(name) is not old:  # noqa: SLF001
+                after = module._parameters  # noqa: SLF001
+                if old is not None and name in after and after[name] is not old:
                     self._attempt(self._judge.places.converted, module, name, old, here())
             if is_inference_mode_enabled():
                 made = [*module.parameters(), *module.buffers()]
