@@ -108,7 +108,9 @@ def test_eval_mode_that_validation_leaves_is_found(make):
     with watch_training(model, optimizer):
         epoch(accelerator, model, optimizer, loader)
         validate(model, loader)
-        with pytest.raises(GradModeError, match="at optimizer step 5: The Sequential was left in eval"):
+        with pytest.raises(
+            GradModeError, match="at optimizer step 5: The Sequential was left in eval"
+        ):
             epoch(accelerator, model, optimizer, loader)
 
 

@@ -66,7 +66,9 @@ def test_an_evaluator_that_leaves_eval_mode_is_found():
     trainer = update(model, optimizer, lambda x, y: nn.functional.mse_loss(model(x), y))
     with (
         watch_training(model, optimizer),
-        pytest.raises(GradModeError, match="at optimizer step 5: The Sequential was left in eval mode"),
+        pytest.raises(
+            GradModeError, match="at optimizer step 5: The Sequential was left in eval mode"
+        ),
     ):
         validated(trainer, model, loader).run(loader, max_epochs=2)
 
@@ -81,13 +83,16 @@ def test_a_detached_layer_is_named():
     )
     with (
         watch_training(model, optimizer),
-        pytest.raises(GradModeError, match=r"4 trainable parameters of \w+ never had a gradient(.|\n)*0\.weight"),
+        pytest.raises(
+            GradModeError,
+            match=r"4 trainable parameters of \w+ never had a gradient(.|\n)*0\.weight",
+        ),
     ):
         trainer.run(loader)
 
 
-def test_a_handler_that_leaves_grad_off_is_found():
-    """A handler that switches grad off, where the update turns it on for itself, is found."""
+def test_a_handler_that_leaves_grad_off_where_the_update_turns_it_on():
+    """What is recorded all the same trains all the same: no fault."""
     model, optimizer, loader = make()
 
     def loss(x, y):
@@ -103,15 +108,14 @@ def test_a_handler_that_leaves_grad_off_is_found():
             trainer.run(loader)
     finally:
         torch.set_grad_enabled(True)
-    assert len(found) == 2  # of four steps, those after the second
-    assert "Grad mode was left off" in str(found[0])
+    assert found == []
 
 
 def test_forwards_of_an_evaluator():
-    """ignite's evaluator guards its forwards; one of a plain engine records, and is told."""
+    """ignite's evaluator guards its forwards; one of a plain engine records, and is told once."""
     model, _, loader = make()
     with watch_inference(model, on_violation=(found := []).append) as watch:
         engines.create_supervised_evaluator(model).run(loader)
         assert (watch.forwards, watch.violations) == (4, 0)
         engines.Engine(lambda _, batch: model(batch[0])).run(loader)
-    assert (watch.forwards, watch.violations, len(found)) == (8, 4, 4)
+    assert (watch.forwards, watch.violations, len(found)) == (8, 4, 1)

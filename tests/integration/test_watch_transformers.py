@@ -67,7 +67,9 @@ def test_a_reentrant_checkpoint_of_frozen_embeddings_is_found(tmp_path):
     model.transformer.wpe.requires_grad_(False)
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.disable_input_require_grads()  # what transformers does against it, where it knows
-    with pytest.raises(GradModeError, match=r"12 trainable parameters of AdamW never had a gradient"):
+    with pytest.raises(
+        GradModeError, match=r"12 trainable parameters of AdamW never had a gradient"
+    ):
         fit(tmp_path, model, model)
 
 
