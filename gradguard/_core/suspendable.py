@@ -1,11 +1,14 @@
-"""What can be suspended, and how a coroutine or async generator is driven under it."""
+"""What can be suspended, what is kept of it meanwhile, and how it is driven."""
 
 import dis
 import inspect
 import types
 from collections.abc import Callable, Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any
+from typing import Any, Protocol
+from weakref import ReferenceType
+
+from gradguard._core.guard_stack import Link, Opener, Owner
 
 
 class Suspendable:
@@ -113,3 +116,45 @@ def drive(
                 call = target.throw
     finally:
         del target, call  # an error thrown in would keep this frame, and so itself, alive
+
+
+class EntersBodies(Protocol):
+    """A guard, for the body of a call."""
+
+    def enter_body(self) -> None: ...
+
+
+class _MadeByTorch(Opener):
+    """In the place of a guard of torch's own that a body has open, for one step of the body."""
+
+    __slots__ = ()
+    grad = False
+    inference = True
+    is_inference_block = True
+
+
+MADE_BY_TORCH = _MadeByTorch()
+
+
+def steady_mode(own: list[Link], modes: list[bool]) -> tuple[bool, bool] | None:
+    """The mode in which one inference block is open, and nothing else was switched."""
+    return (False, True) if len(own) == 1 and own[0][2] is True and modes == [True] else None
+
+
+def asleep(link: Link) -> Link | None:
+    """A link as it is kept while the body is suspended: without a token, and without those below.
+
+    An `Owner` lies in it itself: where a body is part of a cycle that is collected, a weak
+    reference to the guards in its frame is gone before the body is closed.
+    """
+    guard, found, token, _ = link
+    if guard is MADE_BY_TORCH:
+        return None
+    if not isinstance(token, ReferenceType):
+        return guard, found, None if token is None else True, None
+    owner: Owner | None = token()
+    if owner is None:
+        return None
+    asleep: Link = (guard, found, owner, None)
+    owner.link = asleep
+    return asleep

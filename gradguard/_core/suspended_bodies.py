@@ -16,8 +16,7 @@ exit out of order. Those of torch's own guards are out of reach, and stay.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
-from weakref import ReferenceType
+from typing import Any
 
 from gradguard._core.abandoned import own_cell
 from gradguard._core.exits import exit_token, rewind, unwind
@@ -25,7 +24,6 @@ from gradguard._core.guard_stack import (
     Boundary,
     Link,
     Opener,
-    Owner,
     fast,
     grad_inside,
     links,
@@ -35,31 +33,20 @@ from gradguard._core.guard_stack import (
 from gradguard._core.state import (
     InferenceToken,
     enter_inference,
+    exit_inference,
     is_any_autocast_enabled,
     is_grad_enabled,
     is_inference_mode_enabled,
     set_grad,
     set_inference,
 )
-from gradguard._core.suspendable import Suspendable
-
-
-class EntersBodies(Protocol):
-    """A guard, for the body of a call."""
-
-    def enter_body(self) -> None: ...
-
-
-class _MadeByTorch(Opener):
-    """In the place of a guard of torch's own that a body has open, for one step of the body."""
-
-    __slots__ = ()
-    grad = False
-    inference = True
-    is_inference_block = True
-
-
-_MADE_BY_TORCH = _MadeByTorch()
+from gradguard._core.suspendable import (
+    MADE_BY_TORCH,
+    EntersBodies,
+    Suspendable,
+    asleep,
+    steady_mode,
+)
 
 
 class Body(Boundary, Suspendable):
@@ -79,6 +66,7 @@ class Body(Boundary, Suspendable):
         "_own",
         "_plain",
         "_resumed",
+        "_steady",
         "_tokens",
     )
 
@@ -90,13 +78,17 @@ class Body(Boundary, Suspendable):
         self._modes: list[bool] = []  # the inference mode of each
         self._tokens = False  # whether one of them had a token
         self._plain: list[tuple[Opener, bool | None]] = []  # if not: what they are, outermost first
+        # The mode in which they are one inference block, and nothing else was switched.
+        self._steady: tuple[bool, bool] | None = None
         self._base: Link | None = None  # on which the body's own links lie while it runs
         self._resumed = False  # whether its first resume came to its end
         self._outside = False
         self._autocast = False
 
-    def step(self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False) -> Any:
-        """As `Suspendable.step`; the usual step, in which no token is needed, is written out."""
+    def step(  # noqa: PLR0912
+        self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False
+    ) -> Any:
+        """As `Suspendable.step`; the usual steps are written out."""
         try:
             cell = fast.cell
         except AttributeError:
@@ -106,6 +98,8 @@ class Body(Boundary, Suspendable):
         top: Link | None = None
         try:
             mode = self._mode
+            if mode is not None and mode == self._steady and self._inference is inference:
+                return self._step_in_inference(cell, grad, call, passed)
             if mode is None or self._tokens or mode[1] is not inference:
                 self.resume()
                 top = None if self._tokens or mode is not None else cell[0]
@@ -120,29 +114,53 @@ class Body(Boundary, Suspendable):
                 cell[0] = top
             result = call(passed.pop())
             if cell[0] is top and is_inference_mode_enabled() is inference:
-                now = is_grad_enabled()
-                cell[0], self._base, self._mode = below, None, (now, inference)
-                if now is not grad:
+                self._mode = mode = is_grad_enabled(), inference
+                cell[0], self._base = below, None
+                if mode[0] is not grad:
                     set_grad(grad)
             else:
                 self.suspend()
         except BaseException as error:
             if top is not None and cell[0] is top and type(error) is StopIteration and not more:
-                cell[0] = below  # the usual end
-                set_grad(grad)
-                if is_inference_mode_enabled() is not inference:
-                    set_inference(inference)
-                raise
-            self._leave(below, grad, inference, ended=not (more and type(error) is StopIteration))
+                self._end(below, grad, inference)
+            else:
+                self._leave(below, grad, inference, more and type(error) is StopIteration)
             raise
         finally:
             del call  # that of an async generator holds the error, too
         return result
 
-    def _leave(self, below: Link | None, grad: bool, inference: bool, *, ended: bool) -> None:
+    def _step_in_inference(
+        self, cell: list[Link | None], grad: bool, call: Callable[[Any], Any], passed: list[Any]
+    ) -> Any:
+        """Step where all that is open is one inference block, as in a decorated generator."""
+        guard, found = self._plain[0]
+        self._autocast, self._outside = is_any_autocast_enabled(), self._inference
+        base: Link = (self, grad, None, cell[0])
+        token = enter_inference(True)
+        self._base, top = base, (guard, found, token, base)
+        cell[0] = top
+        result = call(passed.pop())
+        mode = is_grad_enabled(), is_inference_mode_enabled()
+        if cell[0] is not top or self._autocast or is_any_autocast_enabled():
+            self.suspend()
+            return result
+        self._mode, cell[0], self._base = mode, base[3], None
+        exit_inference(token, None, None, None)
+        set_grad(grad)  # make_fx and torch.export see no other way back
+        return result
+
+    def _end(self, below: Link | None, grad: bool, inference: bool) -> None:
+        """Bring back the outside's mode where a body has returned that opened no guard more."""
+        thread.cell[0] = below
+        set_grad(grad)
+        if is_inference_mode_enabled() is not inference:
+            set_inference(inference)
+
+    def _leave(self, below: Link | None, grad: bool, inference: bool, more: bool) -> None:
         """Bring back the outside's mode after an error, which may have come at any point."""
         if any(link[0] is self for link in links()):
-            (self.finish if ended else self.suspend)()
+            (self.suspend if more else self.finish)()
         elif thread.cell[0] is below:
             if is_inference_mode_enabled() is not inference:
                 set_inference(inference)
@@ -160,8 +178,11 @@ class Body(Boundary, Suspendable):
             if self._guard is not None:
                 self._guard.enter_body()
                 guard, its_found, its_token, _ = links()[0]
-                self._own, self._plain = [(guard, its_found, None, None)], [(guard, its_found)]
-                self._modes, self._tokens = [outside], its_token is not None
+                self._own = [(guard, its_found, None if its_token is None else True, None)]
+                self._plain = [(guard, its_found)]
+                self._modes = [is_inference_mode_enabled()]
+                self._tokens = its_token is not None
+                self._steady = steady_mode(self._own, self._modes)
             self._resumed = True
             return
         grad, inference = mode
@@ -171,7 +192,7 @@ class Body(Boundary, Suspendable):
         base: Link = (self, found, token, below)
         top = rewind(self._own, self._modes, base) if self._own else base
         if is_inference_mode_enabled() is not inference:
-            top = (_MADE_BY_TORCH, None, enter_inference(inference), top)
+            top = (MADE_BY_TORCH, None, enter_inference(inference), top)
         set_grad(grad)
         self._base, thread.cell[0] = base, top
 
@@ -187,10 +208,11 @@ class Body(Boundary, Suspendable):
         present = enter_inference(mode[1]) if careful and tokens and not relinked else None
         modes = unwind(own)
         self._inference = is_inference_mode_enabled()
-        kept = [(_asleep(link), mode) for link, mode in zip(own, modes, strict=True)]
+        kept = [(asleep(link), mode) for link, mode in zip(own, modes, strict=True)]
         self._own = [link for link, _ in kept if link is not None]
         self._modes = [mode for link, mode in kept if link is not None]
         self._tokens = any(link[2] is not None for link in self._own)
+        self._steady = steady_mode(self._own, self._modes)
         self._plain = [link[:2] for link in reversed(self._own)]
         self._mode, self._base = mode if self._resumed else None, None
         self._bring_back(base, present, relinked=relinked)
@@ -210,22 +232,4 @@ class Body(Boundary, Suspendable):
         """Bring back the resumer's mode and guards; guards that the body left open are closed."""
         self.suspend()
         self._own, self._modes, self._plain, self._tokens = [], [], [], False
-
-
-def _asleep(link: Link) -> Link | None:
-    """A link as it is kept while the body is suspended: without a token, and without those below.
-
-    An `Owner` lies in it itself: where a body is part of a cycle that is collected, a weak
-    reference to the guards in its frame is gone before the body is closed.
-    """
-    guard, found, token, _ = link
-    if guard is _MADE_BY_TORCH:
-        return None
-    if not isinstance(token, ReferenceType):
-        return guard, found, None if token is None else True, None
-    owner: Owner | None = token()
-    if owner is None:
-        return None
-    asleep: Link = (guard, found, owner, None)
-    owner.link = asleep
-    return asleep
+        self._steady = None
