@@ -2,8 +2,9 @@
 
 import dis
 import inspect
+import sys
 import types
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Protocol
 from weakref import ReferenceType
@@ -74,6 +75,20 @@ def has_begun(made: Any) -> bool:
         return frame is None
     at: str = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return at != "RETURN_GENERATOR"
+
+
+def first_step(target: AsyncGenerator[Any, Any]) -> Any:
+    """Begin `target` without its loop's knowledge.
+
+    A loop that shuts down closes each async generator it knows, all at once: it would run the
+    body's end outside its mode, and amid the wrapper's own closing of it.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return target.asend(None)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 @types.coroutine

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import sys
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ from types import (
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.suspendable import Suspendable, drive, has_begun, has_ended
+from gradguard._core.suspendable import Suspendable, drive, first_step, has_begun, has_ended
 
 
 class CallContext(Protocol):
@@ -181,7 +180,7 @@ def _async_generator(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[
         guard = guard_for(*args, **kwargs)
         target, body = fn(*args, **kwargs), guard.body()
         del args, kwargs
-        step = _first_step(target)
+        step = first_step(target)
         try:
             while True:
                 try:
@@ -197,20 +196,6 @@ def _async_generator(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[
             del step  # an exception thrown in would keep this frame, and itself, alive
 
     return wrapper
-
-
-def _first_step(target: AsyncGenerator[Any, Any]) -> Any:
-    """Begin `target` without its loop's knowledge.
-
-    A loop that shuts down closes each async generator it knows, all at once: it would run the
-    body's end outside its mode, and amid the wrapper's own closing of it.
-    """
-    hooks = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(None, None)
-    try:
-        return target.asend(None)
-    finally:
-        sys.set_asyncgen_hooks(*hooks)
 
 
 class _Result:
