@@ -85,7 +85,7 @@ class Body(Boundary, Suspendable):
         self._outside = False
         self._autocast = False
 
-    def step(  # noqa: PLR0912
+    def step(  # noqa: C901, PLR0912
         self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False
     ) -> Any:
         """As `Suspendable.step`; the usual steps are written out."""
@@ -96,35 +96,43 @@ class Body(Boundary, Suspendable):
         below = cell[0]
         grad, inference = is_grad_enabled(), is_inference_mode_enabled()
         top: Link | None = None
+        left = False
         try:
-            mode = self._mode
-            if mode is not None and mode == self._steady and self._inference is inference:
-                return self._step_in_inference(cell, grad, call, passed)
-            if mode is None or self._tokens or mode[1] is not inference:
-                self.resume()
-                top = None if self._tokens or mode is not None else cell[0]
-            else:
-                if mode[0] is not grad:
-                    set_grad(mode[0])
-                self._outside = inference
-                top = (self, grad, None, below)
-                self._base = top
-                for guard, found in self._plain:
-                    top = (guard, found, None, top)
-                cell[0] = top
-            result = call(passed.pop())
-            if cell[0] is top and is_inference_mode_enabled() is inference:
-                self._mode = mode = is_grad_enabled(), inference
-                cell[0], self._base = below, None
-                if mode[0] is not grad:
-                    set_grad(grad)
-            else:
-                self.suspend()
-        except BaseException as error:
-            if top is not None and cell[0] is top and type(error) is StopIteration and not more:
-                self._end(below, grad, inference)
-            else:
-                self._leave(below, grad, inference, more and type(error) is StopIteration)
+            try:
+                mode = self._mode
+                if mode is not None and mode == self._steady and self._inference is inference:
+                    return self._step_in_inference(cell, grad, call, passed)
+                if mode is None or self._tokens or mode[1] is not inference:
+                    self.resume()
+                    top = None if self._tokens or mode is not None else cell[0]
+                else:
+                    if mode[0] is not grad:
+                        set_grad(mode[0])
+                    self._outside = inference
+                    top = (self, grad, None, below)
+                    self._base = top
+                    for guard, found in self._plain:
+                        top = (guard, found, None, top)
+                    cell[0] = top
+                result = call(passed.pop())
+                if cell[0] is top and is_inference_mode_enabled() is inference:
+                    self._mode = mode = is_grad_enabled(), inference
+                    cell[0], self._base = below, None
+                    if mode[0] is not grad:
+                        set_grad(grad)
+                else:
+                    self.suspend()
+            except BaseException as error:
+                usual = top is not None and cell[0] is top and type(error) is StopIteration
+                if usual and not more:
+                    self._end(below, grad, inference)
+                else:
+                    self._leave(below, grad, inference)
+                left = True
+                raise
+        except BaseException:
+            if not left:  # an interrupt in the midst of it
+                self._leave(below, grad, inference)
             raise
         finally:
             del call  # that of an async generator holds the error, too
@@ -157,10 +165,10 @@ class Body(Boundary, Suspendable):
         if is_inference_mode_enabled() is not inference:
             set_inference(inference)
 
-    def _leave(self, below: Link | None, grad: bool, inference: bool, more: bool) -> None:
+    def _leave(self, below: Link | None, grad: bool, inference: bool) -> None:
         """Bring back the outside's mode after an error, which may have come at any point."""
         if any(link[0] is self for link in links()):
-            (self.suspend if more else self.finish)()
+            self.suspend()
         elif thread.cell[0] is below:
             if is_inference_mode_enabled() is not inference:
                 set_inference(inference)
