@@ -38,7 +38,12 @@ F = TypeVar("F", bound=Decoratable)
 
 
 class Guard(Opener):
-    """A context manager and decorator that may be open any number of times, in any thread."""
+    """A context manager and decorator that may be open any number of times, in any thread.
+
+    >>> import gradguard
+    >>> isinstance(gradguard.no_grad(), gradguard.Guard)
+    True
+    """
 
     __slots__ = ()
 
