@@ -1,9 +1,8 @@
 """What each guard does on entry and exit, right under nesting, sharing and any order of exits.
 
-What a guard found on entry lies on its thread's chain (`guard_stack`), so that one object may be
-entered any number of times. Each ``with no_grad():`` has an object of its own all the same: two
-that are open are told apart when they are exited out of order. The classes have no ``__init__``
-where they can do without: it costs a tenth of the whole `with`.
+What a guard found lies on its thread's chain (`guard_stack`), so that one object may be entered any
+number of times. Each ``no_grad()`` is an object of its own all the same: two that are open are told
+apart. The classes do without ``__init__`` where they can: it costs a tenth of the whole `with`.
 
 Where an interrupt (Ctrl-C, the handler of a signal) may come between two bytecodes, CPython looks
 for it: at the beginning of a function written in Python, and when a call has returned. So an entry
@@ -57,8 +56,7 @@ class Guard(Opener):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
-    def clone(self) -> "Guard":
-        """Return another guard of the same kind, as torch's guards do."""
+    def clone(self) -> "Guard":  # as torch's guards have it
         return type(self)()
 
     def while_compiling(self) -> AbstractContextManager[None]:
@@ -202,8 +200,7 @@ class SetGrad(Guard):
         set_grad(mode)
 
     @property
-    def mode(self) -> bool:
-        """The mode that it sets, as torch's has it."""
+    def mode(self) -> bool:  # as torch's has it
         return self.grad
 
     def __repr__(self) -> str:
@@ -212,8 +209,7 @@ class SetGrad(Guard):
     def __reduce__(self) -> tuple[Any, ...]:
         return _set_later, (self.grad,)
 
-    def clone(self) -> "SetGrad":
-        """Return another one, which acts at once, as torch's does."""
+    def clone(self) -> "SetGrad":  # it acts at once, as torch's does
         return SetGrad(self.grad)
 
     def __enter__(self) -> None:
