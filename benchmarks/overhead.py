@@ -222,7 +222,9 @@ def measure(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
 def one_round(case: Case, seconds: float) -> dict[str, float]:
     with torch.set_grad_enabled(case.grad):
         return {
-            way: Timer(statement, timer=time.process_time, globals=NAMES).blocked_autorange(min_run_time=seconds).median
+            way: Timer(statement, timer=time.process_time, globals=NAMES)
+            .blocked_autorange(min_run_time=seconds)
+            .median
             for way, statement in (
                 ("raw", case.raw), ("torch", case.torch), ("gradguard", case.gradguard)
             )

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradguard._judge import texts
 from gradguard._judge.lines import Line, here
 from gradguard._judge.modules import Held, is_norm, parameters, plain
 from gradguard._judge.scene import Scene
+from gradguard._judge.wording import counted
 
 _TRIES = 8  # steps in which a frozen parameter is compared, until it is known not to move
 
@@ -70,7 +70,7 @@ class FrozenMoves:
         self._scene.ledger.add(
             "frozen-moves",
             line or here(),
-            texts.frozen_moves(optimizer, len(found)),
+            _frozen_moves(optimizer, len(found)),
             parameters=[names[id(p)][1] for p in found if id(p) in names],
             model=model,
             first_step=self._scene.steps,
@@ -142,7 +142,7 @@ class FrozenNorms:
         self._scene.ledger.add(
             "frozen-batchnorm",
             undone.line,
-            texts.frozen_batchnorm(type(norm).__name__, type(parent).__name__),
+            _frozen_batchnorm(type(norm).__name__, type(parent).__name__),
             parameters=[plain(names.get(id(norm), type(norm).__name__))],
             model=type(parent).__name__,
             severity="notice",
@@ -154,3 +154,21 @@ def _version(norm: nn.Module) -> int:
     # Not that of running_mean: the kernel that writes it leaves its version as it is.
     batches = norm.num_batches_tracked
     return batches._version if isinstance(batches, Tensor) else 0  # noqa: SLF001 (no other way to see a write)
+
+
+def _frozen_moves(optimizer: str, count: int) -> str:
+    return (
+        f"{counted(count, 'frozen parameter')} (requires_grad False) moved in a step of "
+        f"{optimizer}: a gradient was left from before, and the optimizer goes on with it, its "
+        "momentum and its weight decay.\n"
+        "To do: drop the gradients with the freezing: "
+        "`module.requires_grad_(False); module.zero_grad(set_to_none=True)`."
+    )
+
+
+def _frozen_batchnorm(norm: str, parent: str) -> str:
+    return (
+        f"A {norm} with frozen parameters was put in eval mode by a call of its own, and this "
+        f"train() of the {parent} put it back in train mode: its running statistics drift.\n"
+        "To do: call its eval() again after each train(), best in an override of train()."
+    )

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradguard._graph.listing import prefixes
-from gradguard._judge import texts
+from gradguard._judge import wording
 from gradguard._judge.lines import Line
 from gradguard._judge.modules import Held, Seen, parameters, plain
 from gradguard._judge.scene import Scene
 from gradguard._judge.steps import can_learn
+from gradguard._judge.wording import counted
 
 _STEPS = 2  # of one a parameter may be left out by chance
 
@@ -103,7 +104,7 @@ class NoGradients:
                 line, missing = held.missing[key]
                 by_line.setdefault(line, []).append(missing)
         for line, found in by_line.items():
-            why = texts.why_none(
+            why = wording.why_none(
                 found[0].seen.kind,
                 recorded=found[0].seen.recorded,
                 reentrant=found[0].seen.reentrant,
@@ -111,7 +112,7 @@ class NoGradients:
             self._scene.ledger.add(
                 "no-gradient",
                 line,
-                texts.no_gradient(held.kind, held.steps, len(found), why),
+                wording.no_gradient(held.kind, held.steps, len(found), why),
                 parameters=[one.name for one in found],
                 model=found[0].model,
                 count=held.steps,
@@ -172,5 +173,13 @@ class NoGradients:
         for at, line in enumerate(held.group_lines):
             steps = held.good - held.group_since[at]
             if at not in held.learned_groups and held.group_sizes[at] and steps >= _STEPS:
-                message = texts.frozen_group(held.kind, at, held.group_sizes[at])
+                message = _frozen_group(held.kind, at, held.group_sizes[at])
                 self._scene.ledger.add("no-gradient", line, message, severity="notice")
+
+
+def _frozen_group(optimizer: str, at: int, count: int) -> str:
+    return (
+        f"Parameter group {at} of {optimizer} ({counted(count, 'parameter')}) has no trainable "
+        "parameter, and never had at a step: it does nothing.\n"
+        "To do: leave the group out, or unfreeze it by requires_grad_(True) if it should learn."
+    )

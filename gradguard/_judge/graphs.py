@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
 from gradguard._graph.tensors import tensors
-from gradguard._judge import holders, texts
+from gradguard._judge import holders, wording
 from gradguard._judge.facts import Forward
 from gradguard._judge.lines import Line, codes_of, line_at
 from gradguard._judge.scene import Scene
@@ -151,7 +151,7 @@ class Graphs:
         self._scene.ledger.add(
             "recorded-eval",
             calling.line,
-            texts.recorded_eval(calling.kind, unused),
+            wording.recorded_eval(calling.kind, unused),
             count=unused,
             model=calling.kind,
             severity="notice",
@@ -161,7 +161,7 @@ class Graphs:
         if calling.codes.isdisjoint(self._muted) and not self._scene.ledger.has(
             "kept-graph", calling.line
         ):
-            message = texts.kept_graph(calling.kind, count, holders.of_graphs())
+            message = _kept_graph(calling.kind, count, holders.of_graphs())
             self._scene.ledger.add(
                 "kept-graph",
                 calling.line,
@@ -188,3 +188,13 @@ def _first_nodes(outputs: list[Node]) -> list[Node]:
         seen.update(fresh)
         stack += fresh
     return found
+
+
+def _kept_graph(model: str, count: int, holder: str | None) -> str:
+    held = f" {holder} holds them." if holder else ""
+    return (
+        f"The graphs of {count} earlier forwards of the {model} are still alive, ever more of "
+        f"them: memory grows with every step.{held}\n"
+        "To do: keep loss.item() or output.detach() instead of the tensor with its graph; where "
+        "no backward follows, call the model under `with torch.no_grad():`."
+    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradguard._judge import texts
+from gradguard._judge import wording
 from gradguard._judge.gradients import Missing, NoGradients
 from gradguard._judge.modules import Held, parameters
 from gradguard._judge.scene import Scene
@@ -60,11 +60,11 @@ class InARow:
             by_line.setdefault(line, []).append(missing)
         for line, found in by_line.items():
             seen = found[0].seen
-            why = texts.why_none(seen.kind, recorded=seen.recorded, reentrant=seen.reentrant)
+            why = wording.why_none(seen.kind, recorded=seen.recorded, reentrant=seen.reentrant)
             self._scene.ledger.add(
                 "no-gradient",
                 line,
-                texts.no_gradient(held.kind, self._patience, len(found), why),
+                wording.no_gradient(held.kind, self._patience, len(found), why),
                 parameters=[one.name for one in found],
                 model=found[0].model,
                 first_step=self._scene.steps,

@@ -8,10 +8,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradguard._core.state import is_inference_mode_enabled
-from gradguard._judge import texts
 from gradguard._judge.lines import Line
 from gradguard._judge.modules import Held, parameters
 from gradguard._judge.scene import Scene
+
+_PARAMETERS, _BUFFERS, _STATE = "parameters", "buffers", "optimizer state"
 
 
 class InferenceTensors:
@@ -43,14 +44,14 @@ class InferenceTensors:
 
     def given(self, tensors: Iterable[Tensor], line: Line) -> None:
         """Look at the parameters that an optimizer is given."""
-        self._look(texts.PARAMETERS, [p for p in tensors if p.requires_grad], line)
+        self._look(_PARAMETERS, [p for p in tensors if p.requires_grad], line)
 
     def forward(self, module: nn.Module, line: Line) -> None:
         """Look at a module of which a forward in train mode is recorded."""
         trainable = [p for p in module.parameters() if p.requires_grad]
-        self._look(texts.PARAMETERS, trainable, line)
+        self._look(_PARAMETERS, trainable, line)
         if trainable:
-            self._look(texts.BUFFERS, list(module.buffers()), line)
+            self._look(_BUFFERS, list(module.buffers()), line)
 
     def step(self, optimizer: Optimizer, held: Held, line: Line) -> None:
         """Look at a step, ever more rarely: it takes as long as a look at all gradients."""
@@ -58,7 +59,7 @@ class InferenceTensors:
             self._states.setdefault(id(held), line)
         if held.steps & (held.steps - 1):
             return
-        self._look(texts.PARAMETERS, [p for p in parameters(optimizer) if p.requires_grad], line)
+        self._look(_PARAMETERS, [p for p in parameters(optimizer) if p.requires_grad], line)
         if not is_inference_mode_enabled():
             self._look_at_state(optimizer, held, line)
 
@@ -70,7 +71,7 @@ class InferenceTensors:
             for value in state.values()
             if isinstance(value, Tensor) and value.dim() > 0
         ]
-        self._look(texts.STATE, values, self._states.get(id(held), line))
+        self._look(_STATE, values, self._states.get(id(held), line))
 
     def _look(self, what: str, tensors: Iterable[Tensor], line: Line) -> None:
         by_line: dict[Line, list[Tensor]] = {}
@@ -91,14 +92,14 @@ class InferenceTensors:
         return known[1] if known is not None and known[0]() is tensor else otherwise
 
     def _tell(self, what: str, found: list[Tensor], line: Line) -> None:
-        names = {} if what != texts.PARAMETERS else self._scene.modules.names(found)
+        names = {} if what != _PARAMETERS else self._scene.modules.names(found)
         listed = [names[id(p)][1] for p in found if id(p) in names]
-        if what == texts.BUFFERS:
+        if what == _BUFFERS:
             listed = self._buffer_names(found)
         self._scene.ledger.add(
             "inference-tensor",
             line,
-            texts.inference_tensor(what, len(found)),
+            _inference_tensor(what, len(found)),
             parameters=listed,
             model=next((kind for kind, _ in names.values()), None),
             count=len(found),
@@ -130,3 +131,13 @@ def is_inference(tensor: Tensor) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+def _inference_tensor(what: str, count: int) -> str:
+    return (
+        f"Inference tensors among the {what} that are trained ({count}): they were created in "
+        "inference mode, and autograd leaves them out or fails on them ('Inference tensors cannot "
+        "be saved for backward').\n"
+        "To do: create, copy, load and convert the model outside torch.inference_mode() (a lazy "
+        "module makes its parameters at its first forward), or use torch.no_grad() there."
+    )

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from gradguard._core.frames import outwards
 from gradguard._findings.finding import Finding
-from gradguard._judge.evals import Evals
 from gradguard._judge.facts import Forward, Left
+from gradguard._judge.forgotten_eval import Evals
 from gradguard._judge.frozen import FrozenMoves, FrozenNorms
 from gradguard._judge.gradients import NoGradients
 from gradguard._judge.graphs import Graphs
@@ -23,8 +23,8 @@ from gradguard._judge.ledger import Ledger
 from gradguard._judge.lines import Line, here, outside
 from gradguard._judge.modules import Seen
 from gradguard._judge.no_effect import NoEffect
-from gradguard._judge.places import Places
 from gradguard._judge.scene import Scene, is_recording
+from gradguard._judge.stale_parameters import Places
 from gradguard._judge.steps import EmptySteps
 from gradguard._judge.train_mode import TrainMode
 from gradguard._judge.unregistered import Unregistered

@@ -4,10 +4,11 @@ import weakref
 
 from torch import nn
 
-from gradguard._judge import texts
 from gradguard._judge.facts import Forward, Left
 from gradguard._judge.lines import here, path_of
 from gradguard._judge.scene import Scene
+
+_NOT_RECORDED = "element 0 of tensors does not require grad and does not have a grad_fn"
 
 _PATHS = 256  # of recorded forwards; a program has few
 
@@ -79,10 +80,33 @@ class Leaks:
         return False
 
     def _tell(self, left: Left, what: str) -> None:
-        message = texts.mode_leak(left.state, what, seen=left.line is not None)
+        message = _mode_leak(left.state, what, seen=left.line is not None)
         line = left.line or here()
         self._scene.ledger.add("mode-leak", line, message, first_step=self._scene.steps + 1)
 
 
 def _learns(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
+
+
+def _mode_leak(state: tuple[bool, bool], what: str, *, seen: bool) -> str:
+    grad, inference = state
+    mode = "Inference mode was left on" if inference else "Grad mode was left off"
+    if grad and not inference:
+        mode = "The mode was left switched"
+    went_on = {
+        "forward": "a forward in train mode recorded nothing",
+        "backward": f"backward() was called on what was not recorded ({_NOT_RECORDED!r})",
+        "step": "an optimizer step followed for which nothing was recorded",
+    }[what]
+    where = (
+        "This line switched it, and nothing switched it back.\n"
+        if seen
+        else "What switched it has returned and was not seen: run the program under "
+        "`gradguard run SCRIPT`, or put `with gradguard.trace() as switches:` around it and "
+        "print(switches).\n"
+    )
+    return (
+        f"{mode}, and training went on in it: {went_on}. {where}"
+        "To do: switch it by `with torch.no_grad():` (or a decorator), which ends with its block."
+    )

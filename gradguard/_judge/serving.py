@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradguard._findings.finding import Finding
-from gradguard._judge import texts
+from gradguard._judge import wording
 from gradguard._judge.ledger import Ledger
 from gradguard._judge.lines import line_at, outside
 from gradguard._judge.modules import acts, depends_on_mode
@@ -38,11 +38,11 @@ class Serving:
             self._depending = [weakref.ref(m) for m in module.modules() if depends_on_mode(m)]
         acting = [m for m in (one() for one in self._depending) if m is not None and acts(m)]
         if recorded and not self._is_excused(module):
-            message = texts.recorded_eval(type(module).__name__, 1)
+            message = wording.recorded_eval(type(module).__name__, 1)
             self._add("recorded-eval", module, frame, message)
         elif acting and module.training:
             kinds = sorted({type(each).__name__ for each in acting})
-            message = texts.train_mode_inference(type(module).__name__, 1, kinds)
+            message = wording.train_mode_inference(type(module).__name__, 1, kinds)
             self._add("train-mode-inference", module, frame, message)
 
     def _is_excused(self, module: nn.Module) -> bool:

@@ -6,10 +6,45 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from gradguard._judge import texts
 from gradguard._judge.lines import Line
 from gradguard._judge.modules import Held, parameters
 from gradguard._judge.scene import Scene
+from gradguard._judge.wording import counted
+
+# Why a step changed nothing.
+_DROPPED = "dropped"
+_FOREIGN = "foreign"
+_UNREACHED = "unreached"
+_NO_BACKWARD = "no backward"
+_UNRECORDED = "unrecorded"
+_WHY_EMPTY = {
+    _DROPPED: "zero_grad() was called between backward() and step(), and dropped the gradients.",
+    _FOREIGN: (
+        "No module that ran has these parameters: the model was made, copied or loaded again after "
+        "the optimizer."
+    ),
+    _UNREACHED: (
+        "backward() was called and reached none of them: the loss does not depend on them through "
+        "recorded operations (detach(), .item(), numpy, a new tensor)."
+    ),
+    _NO_BACKWARD: "No backward() came before it.",
+    _UNRECORDED: (
+        "The forward before it recorded nothing: it ran under no_grad or inference mode."
+    ),
+}
+_FILL_IT = {
+    _DROPPED: "call zero_grad() before backward(), or after step().",
+    _FOREIGN: (
+        "make the optimizer from the parameters() of the model that is called, after it has its "
+        "final form."
+    ),
+    _UNREACHED: "compute the loss from what the model returned, by torch's operations alone.",
+    _NO_BACKWARD: "call loss.backward() before optimizer.step().",
+    _UNRECORDED: (
+        "run the forward and the loss outside no_grad and inference_mode, or under "
+        "`with torch.enable_grad():`."
+    ),
+}
 
 _SHARE = 4  # one step in so many with a gradient: a task's optimizer in turn
 _PATIENCE = 16  # empty steps in a row, where only their number speaks against them
@@ -64,7 +99,7 @@ class EmptySteps:
         known = self._lines.setdefault(key, _AtLine(held))
         known.empty += 1
         known.closure = known.closure or closure
-        known.certain = known.certain or why in (texts.DROPPED, texts.FOREIGN, texts.UNRECORDED)
+        known.certain = known.certain or why in (_DROPPED, _FOREIGN, _UNRECORDED)
         known.why, known.trainable = known.why or why, len(trainable)
         known.first = known.first or self._scene.steps
         if known.is_known_early(self.patience):
@@ -80,7 +115,7 @@ class EmptySteps:
     def _tell(self, key: tuple[int, Line], known: _AtLine) -> None:
         count = 1 if key in self._told else known.empty
         self._told.add(key)
-        message = texts.empty_step(known.held.kind, known.trainable, known.why)
+        message = _empty_step(known.held.kind, known.trainable, known.why)
         self._scene.ledger.add("empty-step", key[1], message, count=count, first_step=known.first)
 
     def _why(self, held: Held, trainable: list[Tensor]) -> str | None:
@@ -89,15 +124,15 @@ class EmptySteps:
         ids = {id(p) for p in trainable}
         ran = [(m, seen) for m, seen in scene.modules.ran() if ids & _own(m)]
         if not ran:
-            return texts.FOREIGN if self._others_learn(ids) else None
+            return _FOREIGN if self._others_learn(ids) else None
         dropped = max(held.zeroed, scene.zeroed_at) > scene.backward_at > held.last
         if dropped or held.accumulated > held.last:
-            return texts.DROPPED
+            return _DROPPED
         if scene.backward_at > held.last:
-            return texts.UNREACHED
+            return _UNREACHED
         if any(seen.recorded for _, seen in ran):
-            return texts.NO_BACKWARD
-        return texts.UNRECORDED
+            return _NO_BACKWARD
+        return _UNRECORDED
 
     def _others_learn(self, ids: set[int]) -> bool:
         """Tell whether parameters that no optimizer has get gradients instead."""
@@ -116,3 +151,10 @@ def can_learn(parameter: Tensor) -> bool:
 
 def _own(module: nn.Module) -> set[int]:
     return {id(p) for p in module.parameters(recurse=False)}
+
+
+def _empty_step(optimizer: str, trainable: int, why: str) -> str:
+    return (
+        f"A step of {optimizer} in which none of its {counted(trainable, 'trainable parameter')} "
+        f"has a gradient: it changes nothing. {_WHY_EMPTY[why]}\nTo do: {_FILL_IT[why]}"
+    )

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradguard._core.frames import PLUMBING, whose
-from gradguard._judge import texts
-from gradguard._judge.evals import Evals
+from gradguard._judge import wording
 from gradguard._judge.facts import Forward
+from gradguard._judge.forgotten_eval import Evals
 from gradguard._judge.lines import Line, line_at, outside
 from gradguard._judge.modules import acts
 from gradguard._judge.scene import Scene
@@ -117,7 +117,7 @@ class TrainMode:
         self._scene.ledger.add(
             "train-mode-inference",
             calling.line,
-            texts.train_mode_inference(calling.kind, calling.calls, sorted(calling.acting)),
+            wording.train_mode_inference(calling.kind, calling.calls, sorted(calling.acting)),
             count=calling.calls,
             model=calling.kind,
             severity="notice" if trained else "fault",

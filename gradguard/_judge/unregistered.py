@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradguard._core.frames import outwards
-from gradguard._judge import holders, texts
+from gradguard._judge import holders
 from gradguard._judge.lines import Line, here, is_method
 from gradguard._judge.modules import acts, parameters
 from gradguard._judge.scene import Scene
@@ -47,7 +47,7 @@ class Unregistered:
         found = _Found(module, root, line, holders.attribute(root, module))
         self._note(found, module)
         if not root.training and any(map(acts, module.modules())):
-            self._tell(found, texts.unregistered_acts(found.root_kind, found.kind, found.held_by))
+            self._tell(found, _unregistered_acts(found.root_kind, found.kind, found.held_by))
 
     def step(self, optimizer: Optimizer) -> None:
         """Look whether they learn, and no optimizer has them."""
@@ -88,7 +88,7 @@ class Unregistered:
         self._found[id(module)] = found
 
     def _learns(self, found: _Found, count: int) -> str:
-        return texts.unregistered_learns(found.root_kind, found.kind, found.held_by, count)
+        return _unregistered_learns(found.root_kind, found.kind, found.held_by, count)
 
     def _known_trees(self) -> Iterator[frozenset[int]]:
         for found in list(self._found.values()):
@@ -137,3 +137,26 @@ def _flat(value: object) -> Iterator[object]:
         yield from value.values()
     elif isinstance(value, (list, tuple)):
         yield from value
+
+
+def _where_kept(root: str, held_by: str | None) -> str:
+    if held_by is None:
+        return f"is not registered in the {root} that calls it"
+    return f"is kept in {held_by} and not registered there"
+
+
+def _unregistered_learns(root: str, module: str, held_by: str | None, count: int) -> str:
+    learns = f" ({count} get gradients)" if count else ""
+    return (
+        f"A {module} {_where_kept(root, held_by)}: its parameters{learns} are in no optimizer, "
+        "since parameters() does not know them.\n"
+        "To do: put it in an nn.ModuleList, nn.ModuleDict or nn.Sequential, made in __init__."
+    )
+
+
+def _unregistered_acts(root: str, module: str, held_by: str | None) -> str:
+    return (
+        f"A {module} {_where_kept(root, held_by)}: the {root} is in eval mode, and eval() did not "
+        "reach it, so it acts as in training.\n"
+        "To do: put it in an nn.ModuleList, nn.ModuleDict or nn.Sequential, made in __init__."
+    )

@@ -107,7 +107,7 @@ def _watch_torch() -> None:
 
 
 def _torch_side() -> Any:
-    """Return `gradguard._pytest.hooks`, or None as long as the suite has not imported torch.
+    """Return `gradguard._pytest.mode_changes`, or None as long as the suite has not imported torch.
 
     A stand-in under torch's name is not torch: the guards' module knows the real one.
     """
@@ -115,7 +115,7 @@ def _torch_side() -> Any:
     if _side is None and (torch := sys.modules.get("torch")) is not None:
         guards = sys.modules.get("torch.autograd.grad_mode")
         if getattr(guards, "torch", None) is torch:
-            from gradguard._pytest import hooks as _pytest_watch
+            from gradguard._pytest import mode_changes as _pytest_watch
 
             _side = _pytest_watch
             _side.start()

@@ -27,7 +27,7 @@ from gradguard._judge.lines import here
 from gradguard._judge.modules import has_closure
 from gradguard._run.calls import Running, replacement
 from gradguard._run.guards import dropped_guards
-from gradguard._run.left import left
+from gradguard._run.left_mode import left
 from gradguard._run.moving import parameters_moved
 from gradguard._run.switching import flag_of_modules, flag_of_parameters, train
 from gradguard._trace.patching import Patches

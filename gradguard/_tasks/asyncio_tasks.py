@@ -8,7 +8,7 @@ from typing import Any
 from gradguard._core.suspendable import drive
 from gradguard._core.suspended_bodies import Body
 from gradguard._tasks.carried_mode import Carried
-from gradguard._tasks.texts import no_running_loop, not_a_loop
+from gradguard._tasks.naming import of_type
 
 
 class IsolatedCoroutine:
@@ -113,7 +113,7 @@ def isolate_tasks(loop: asyncio.AbstractEventLoop | None = None) -> None:
     if loop is None:
         loop = _running()
     if not isinstance(loop, asyncio.AbstractEventLoop):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(not_a_loop(loop))
+        raise TypeError(_not_a_loop(loop))
     factory = loop.get_task_factory()
     if not isinstance(factory, _IsolatingFactory):
         loop.set_task_factory(_IsolatingFactory(factory))
@@ -123,4 +123,20 @@ def _running() -> asyncio.AbstractEventLoop:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
-        raise RuntimeError(no_running_loop()) from None
+        raise RuntimeError(_no_running_loop()) from None
+
+
+def _no_running_loop() -> str:
+    """Say where to call it."""
+    return (
+        "isolate_tasks() found no running event loop in this thread. Call it in a coroutine that "
+        "the loop runs, first thing in main(), or name the loop: isolate_tasks(loop)."
+    )
+
+
+def _not_a_loop(value: object) -> str:
+    """Name the value, and say what to pass."""
+    return (
+        f"isolate_tasks(loop) takes an asyncio event loop, not {of_type(value)}. In a coroutine, "
+        "leave it out: isolate_tasks()."
+    )

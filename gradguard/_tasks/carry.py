@@ -9,12 +9,7 @@ from typing_extensions import ParamSpec, Self
 
 from gradguard._core.decorating import decorate
 from gradguard._tasks.carried_mode import Carried
-from gradguard._tasks.texts import (
-    cannot_carry,
-    cannot_carry_class,
-    cannot_pickle,
-    carrying,
-)
+from gradguard._tasks.naming import name_of, of_type
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +29,7 @@ class _Carrying(partial[R]):
         return self if instance is None else MethodType(self, instance)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(cannot_pickle(self.__wrapped__))
+        raise TypeError(_cannot_pickle(self.__wrapped__))
 
     def __copy__(self) -> Self:
         return self  # as a function
@@ -74,7 +69,39 @@ def carry(fn: Callable[P, R]) -> Callable[P, R]:
     Source: `torch.no_grad`: "This context manager is thread local".
     """
     if isinstance(fn, type):
-        raise TypeError(cannot_carry_class(fn))
+        raise TypeError(_cannot_carry_class(fn))
     if not callable(fn):
-        raise TypeError(cannot_carry(fn))
-    return update_wrapper(_Carrying(decorate(fn, Carried(carrying(fn)))), fn)
+        raise TypeError(_cannot_carry(fn))
+    return update_wrapper(_Carrying(decorate(fn, Carried(_carrying(fn)))), fn)
+
+
+def _carrying(fn: object) -> str:
+    """Return what a carried function's mode is called in lists of open guards."""
+    return f"carry({name_of(fn)})"
+
+
+def _cannot_carry(value: object) -> str:
+    """Name the value that cannot be called, and say what to pass."""
+    return (
+        f"carry() cannot carry a mode into {of_type(value)}, which is not callable. Pass the "
+        "function itself, and its arguments to whatever runs it: executor.submit(carry(fn), *args)."
+    )
+
+
+def _cannot_carry_class(cls: type) -> str:
+    """Name the class, and say how to carry a method or the construction."""
+    name = cls.__qualname__
+    return (
+        f"carry() cannot carry a mode into the class {name}: only its constructor would be "
+        f"covered. Carry a method of an instance, carry({name}(...).method), or, to construct it "
+        f"in the other thread, carry(lambda: {name}(...))."
+    )
+
+
+def _cannot_pickle(fn: object) -> str:
+    """Say why a carried function stays in its process, and what to do in a process pool."""
+    return (
+        f"{_carrying(fn)} cannot be pickled: the mode that it carries belongs to a thread of this "
+        "process. carry() is for threads and tasks. For a process pool, decorate the function that "
+        "runs there with gradguard.no_grad or another guard."
+    )

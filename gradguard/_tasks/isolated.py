@@ -8,7 +8,9 @@ from typing_extensions import ParamSpec, Self
 
 from gradguard._core.decorating import RUNS_LATER, code_flags, decorate_each
 from gradguard._core.suspended_bodies import Body
-from gradguard._tasks.texts import cannot_isolate, cannot_isolate_class, never_suspended
+from gradguard._tasks.naming import name_of, of_type
+
+_SUSPENDED = "a generator, coroutine or async generator function"
 
 P = ParamSpec("P")
 M = TypeVar("M", bound="classmethod[Any, Any, Any] | staticmethod[Any, Any]")
@@ -68,9 +70,34 @@ def isolated(fn: Any) -> Any:
     if isinstance(fn, (classmethod, staticmethod)):
         return type(fn)(isolated(fn.__func__))
     if isinstance(fn, type):
-        raise TypeError(cannot_isolate_class(fn))
+        raise TypeError(_cannot_isolate_class(fn))
     if not callable(fn):
-        raise TypeError(cannot_isolate(fn))
+        raise TypeError(_cannot_isolate(fn))
     if not code_flags(fn) & RUNS_LATER:
-        raise TypeError(never_suspended(fn))
+        raise TypeError(_never_suspended(fn))
     return decorate_each(fn, lambda *_, **__: _ISOLATION, "isolated")
+
+
+def _cannot_isolate(value: object) -> str:
+    """Name the value that cannot be called, and say what to decorate."""
+    found = f"{of_type(value)}, which is not callable"
+    return f"isolated() cannot isolate {found}. Decorate {_SUSPENDED}."
+
+
+def _cannot_isolate_class(cls: type) -> str:
+    """Name the class, and say what to decorate in it."""
+    return (
+        f"isolated() cannot isolate the class {cls.__qualname__}. Decorate those of its methods "
+        f"that yield or await: each must be {_SUSPENDED}."
+    )
+
+
+def _never_suspended(fn: object) -> str:
+    """Name the plain function, and say what to use for what may have been meant."""
+    return (
+        f"isolated() cannot isolate {name_of(fn)}: it is not {_SUSPENDED}, so it is never "
+        "suspended. If it returns one of these running, decorate the function that makes it. To "
+        "run it under a mode of its own, decorate it with gradguard.no_grad or another guard; to run it in "
+        "another thread under this one's mode, use gradguard.carry; to have a mode that it leaves "
+        "switched put back, gradguard.leak_check."
+    )

@@ -20,7 +20,7 @@ from gradguard._judge.lines import here
 from gradguard._judge.modules import Held, parameters
 from gradguard._judge.scene import is_recording
 from gradguard._watch.hooks import Hook
-from gradguard._watch.left import LeftModes
+from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.watch import Removable
 
 _PATIENCE = 4  # empty steps: one in four with a gradient is a task's optimizer in turn

@@ -1,6 +1,6 @@
 """The watch over serving: forwards that record a graph, or run in train mode."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from types import FrameType
 
 from torch import nn
@@ -10,9 +10,8 @@ from gradguard._graph.parameters import check_module
 from gradguard._graph.tensors import tensors
 from gradguard._judge.scene import is_recording
 from gradguard._judge.serving import Serving
-from gradguard._watch import texts
 from gradguard._watch.hooks import Hook, Method, Running
-from gradguard._watch.watch import OnViolation, Watch
+from gradguard._watch.watch import OnViolation, Watch, row
 
 
 def watch_inference(
@@ -60,7 +59,7 @@ def watch_inference(
     chosen = (methods,) if isinstance(methods, str) else tuple(methods)
     wrong = [each for each in chosen if type(each) is not str]  # pyright: ignore[reportUnnecessaryIsInstance]
     if wrong or not chosen:
-        raise TypeError(texts.bad_methods(repr(methods)))
+        raise TypeError(_bad_methods(repr(methods)))
     return InferenceWatch(model, name or "watch_inference", chosen, on_violation)
 
 
@@ -74,7 +73,7 @@ class InferenceWatch(Watch):
         check_module(model, "watch_inference")
         for method in methods:
             if not callable(getattr(model, method, None)):
-                raise ValueError(texts.no_method(type(model).__name__, method))  # noqa: TRY004 (a name)
+                raise ValueError(_no_method(type(model).__name__, method))  # noqa: TRY004 (a name)
         self.name = name
         self.forwards = 0
         self._serving = Serving(self._new, self._again)
@@ -97,7 +96,7 @@ class InferenceWatch(Watch):
 
     def report(self) -> str:
         """Return how many forwards were seen, how many were wrong, and from which lines."""
-        return texts.inference_report(self.name, self.forwards, self.violations, self.findings)
+        return _inference_report(self.name, self.forwards, self.violations, self.findings)
 
     def _returned(self, module: nn.Module, frame: FrameType, output: object) -> None:
         """Check one forward."""
@@ -110,3 +109,21 @@ class InferenceWatch(Watch):
             self.forwards += 1
             self._serving.forward(module, frame, recorded=recorded)
         self._tell()
+
+
+def _bad_methods(value: str) -> str:
+    return (
+        "watch_inference(methods=...) takes the names of methods, such as ('forward',), got "
+        f"{value}."
+    )
+
+
+def _no_method(model: str, name: str) -> str:
+    return f"watch_inference(methods=...): {model} has no method {name!r}."
+
+
+def _inference_report(
+    name: str, forwards: int, violations: int, findings: Sequence[Finding]
+) -> str:
+    first = f"{name}: {forwards} forwards, {violations} violations"
+    return "\n".join([first, *map(row, findings)])

@@ -11,9 +11,8 @@ from gradguard._core.state import is_dynamo_compiling
 from gradguard._findings.finding import Finding
 from gradguard._graph.parameters import matcher, parameters_of
 from gradguard._judge.modules import has_closure
-from gradguard._watch import texts
 from gradguard._watch.feeder import Feeder
-from gradguard._watch.watch import OnViolation, Watch
+from gradguard._watch.watch import OnViolation, Watch, row
 
 Models: TypeAlias = "nn.Module | Sequence[nn.Module]"
 Optimizers: TypeAlias = "Optimizer | Sequence[Optimizer]"
@@ -100,9 +99,9 @@ class TrainingWatch(Watch):
     ) -> None:
         super().__init__(on_violation)
         if type(patience) is not int or patience < 1:
-            raise ValueError(texts.bad_patience(repr(patience)))
+            raise ValueError(_bad_patience(repr(patience)))
         if not models or not optimizers:
-            raise ValueError(texts.empty("optimizers" if models else "models"))
+            raise ValueError(_empty("optimizers" if models else "models"))
         named = [one for each in models for one in parameters_of(each, "watch_training")]
         allowed = matcher(named, allow, "allow")
         _check_owners(models, optimizers)
@@ -136,7 +135,7 @@ class TrainingWatch(Watch):
 
     def report(self) -> str:
         """Return how many steps were seen, and what was found."""
-        return texts.training_report(self.steps, self.forwards, self.findings)
+        return _training_report(self.steps, self.forwards, self.findings)
 
     def remove(self) -> None:
         """Take every hook of this watch off; calling it again does nothing."""
@@ -167,7 +166,7 @@ def _innermost(optimizer: Any) -> Optimizer:
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(texts.not_an_optimizer(type(optimizer).__name__))
+        raise TypeError(_not_an_optimizer(type(optimizer).__name__))
     return optimizer
 
 
@@ -177,7 +176,7 @@ def _check_owners(models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) 
         held = (p for group in optimizer.param_groups for p in group["params"])
         if not any(id(p) in ours for p in held):
             names = " and ".join(type(model).__name__ for model in models)
-            raise ValueError(texts.foreign_optimizer(type(optimizer).__name__, names))
+            raise ValueError(_foreign_optimizer(type(optimizer).__name__, names))
 
 
 def _replace(watched: Sequence[object], new: TrainingWatch) -> None:
@@ -194,3 +193,40 @@ def _forget(key: tuple[int, ...]) -> None:
     known = _watches.get(key)
     if known is not None and known() is None:
         del _watches[key]
+
+
+def _bad_patience(value: str) -> str:
+    return f"patience={value} must be a whole number of optimizer steps, 1 or more."
+
+
+def _not_an_optimizer(kind: str) -> str:
+    return (
+        f"watch_training(model, optimizer) needs a torch.optim.Optimizer, got {kind}: pass the "
+        "optimizer whose step() trains the model, or a tuple of several."
+    )
+
+
+def _empty(what: str) -> str:
+    return f"watch_training(model, optimizer) got an empty tuple of {what}: give at least one."
+
+
+def _foreign_optimizer(optimizer: str, model: str) -> str:
+    return (
+        f"the {optimizer} holds none of the parameters of the {model}, so no step could train it. "
+        "Usual causes: the model was copied, moved to another class or compiled from a copy after "
+        "the optimizer was made. Make the optimizer from this model's parameters()."
+    )
+
+
+def _training_report(steps: int, forwards: int, findings: Sequence[Finding]) -> str:
+    if not steps:
+        seen = f"{forwards} forwards and no" if forwards else "no"
+        first = (
+            f"watch_training: {seen} optimizer step was seen (the update may be written by hand, "
+            "the step compiled, or the optimizer another one)"
+        )
+    else:
+        first = f"watch_training: {steps} optimizer steps"
+    if not findings:
+        return f"{first}, nothing found" if steps else first
+    return "\n".join([first, *map(row, findings)])

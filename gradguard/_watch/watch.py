@@ -13,7 +13,6 @@ from gradguard._core.warning import warn
 from gradguard._errors import GradModeError, GradModeWarning
 from gradguard._findings.finding import Finding
 from gradguard._graph.listing import Section, entries
-from gradguard._watch.texts import bad_on_violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +34,7 @@ class Watch:
 
     def __init__(self, on_violation: OnViolation) -> None:
         if on_violation not in ("raise", "warn") and not callable(on_violation):
-            raise ValueError(bad_on_violation(repr(on_violation)))
+            raise ValueError(_bad_on_violation(repr(on_violation)))
         self.on_violation = on_violation
         self._hooks: list[Removable] = []
         self._waiting: list[tuple[Finding, bool]] = []
@@ -109,3 +108,16 @@ class Watch:
             lines.append("Parameters:")
             lines += [f"  {row}" for row in entries(Section("", names, names, ""))]
         return "\n".join(lines)
+
+
+def _bad_on_violation(value: str) -> str:
+    return (
+        f"on_violation={value} is not one of 'raise', 'warn' or a callable that takes the "
+        "GradModeError."
+    )
+
+
+def row(one: Finding) -> str:
+    """Return the line of a report for a finding."""
+    where = f" at {one.filename}:{one.lineno}" if one.filename else ""
+    return f"  {one.kind}{where}: {one.count}"

@@ -8,7 +8,9 @@ import torch
 import gradguard
 
 GUARDS = [gradguard.no_grad, gradguard.inference_mode, gradguard.inference_mode()]
-each_guard = pytest.mark.parametrize("guard", GUARDS, ids=["no_grad", "inference_mode", "inference_mode()"])
+each_guard = pytest.mark.parametrize(
+    "guard", GUARDS, ids=["no_grad", "inference_mode", "inference_mode()"]
+)
 
 
 async def asynchronous(count):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradguard._eval import entries as _entries
-from gradguard._eval import groups as _groups
+from gradguard._eval import holders as _groups
 from gradguard._eval import turns as _turns
 from gradguard._eval.entries import threads_in_eval
 from gradguard._eval.evaluating import evaluating

@@ -7,7 +7,7 @@ import torch
 from asyncio_ini import LOOP_SCOPE
 
 # pytester forgets what its runs import, and torch cannot come twice in one process.
-from gradguard._pytest import hooks as _hooks  # noqa: F401
+from gradguard._pytest import mode_changes as _hooks  # noqa: F401
 
 IMPORTS_OFF = "import torch\ntorch.set_grad_enabled(False)  # here\n"
 ON = "import torch\ndef test_on():\n    assert torch.is_grad_enabled()\n"

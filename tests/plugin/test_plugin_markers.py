@@ -7,7 +7,7 @@ import pytest
 from asyncio_ini import LOOP_SCOPE
 
 # pytester forgets what its runs import, and torch cannot come twice in one process.
-from gradguard._pytest import hooks as _hooks  # noqa: F401
+from gradguard._pytest import mode_changes as _hooks  # noqa: F401
 
 WIDE = """
 import pytest, torch

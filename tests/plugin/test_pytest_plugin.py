@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 import gradguard
 from gradguard import GradModeWarning
-from gradguard._pytest import hooks as _pytest_watch
+from gradguard._pytest import mode_changes as _pytest_watch
 from gradguard._pytest import plugin as _plugin
 from gradguard._pytest import report as _pytest_report
 from gradguard._pytest import scopes as _pytest_scopes

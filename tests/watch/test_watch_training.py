@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradguard
 from gradguard import GradModeError, GradModeWarning, watch_training
-from gradguard._watch import left as _left
+from gradguard._watch import left_mode as _left
 
 
 def make(**options):

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradguard._judge import texts
 from gradguard._judge.lines import Line
 from gradguard._judge.modules import parameters
 from gradguard._judge.scene import Scene
@@ -135,7 +134,7 @@ class Places:
         self._scene.ledger.add(
             "stale-parameter",
             place.line,
-            texts.stale_parameter(type(optimizer).__name__, type(owner).__name__, place.name),
+            _stale_parameter(type(optimizer).__name__, type(owner).__name__, place.name),
             parameters=[names[id(p)][1] for p in fresh if id(p) in names],
             model=next((kind for kind, _ in names.values()), type(owner).__name__),
             first_step=self._scene.steps,
@@ -155,3 +154,12 @@ def _parameters_at(owner: nn.Module, name: str) -> list[Tensor]:
 def _at(places: Any, name: str) -> Any:
     """Return what stands in a place; those of a ScriptModule are no dict, and have no `get`."""
     return places[name] if name in places else None  # noqa: SIM401 (see above)
+
+
+def _stale_parameter(optimizer: str, owner: str, name: str) -> str:
+    return (
+        f"{owner}.{name} was replaced after {optimizer} was made: the optimizer still holds what "
+        "was there before, and what is there now is not trained.\n"
+        "To do: make the optimizer after the model has its final parameters, or add the new ones: "
+        '`optimizer.add_param_group({"params": module.parameters()})`.'
+    )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from torch import nn
 from torch.optim import Optimizer
 
-from gradguard._judge import texts
 from gradguard._judge.facts import Forward
 from gradguard._judge.lines import Line
 from gradguard._judge.modules import parameters
@@ -105,7 +104,7 @@ class Evals:
         if not self._scene.modules.depends_on_mode(root):
             return
         severity = "fault" if fault else "notice"
-        message = texts.eval_mode(episode.root_kind, fault=fault, evaluated=episode.evaluated)
+        message = _eval_mode(episode.root_kind, fault=fault, evaluated=episode.evaluated)
         self._scene.ledger.add(
             "eval-mode",
             episode.line,
@@ -141,3 +140,19 @@ class Evals:
         if len(self._open) + len(self._trained) > _MANY:  # models that are made and dropped
             self._open = {k: e for k, e in self._open.items() if e.root() is not None}
             self._trained = {k: t for k, t in self._trained.items() if t[0]() is not None}
+
+
+def _eval_mode(model: str, *, fault: bool, evaluated: bool) -> str:
+    if not fault:
+        return (
+            f"The {model} is trained in eval mode: Dropout is off and BatchNorm uses its running "
+            "statistics. If that is meant, nothing is wrong.\n"
+            "To do: if not, call model.train() before the training steps."
+        )
+    cause = "an evaluation" if evaluated else "this call, which took back a train(),"
+    return (
+        f"The {model} was left in eval mode: after {cause} optimizer steps ran so, with Dropout "
+        "off and BatchNorm not learning its statistics.\n"
+        "To do: evaluate under `with gradguard.evaluating(model):`, which brings the flags back, "
+        "or call model.train() before training goes on."
+    )
