@@ -98,6 +98,6 @@ def _never_suspended(fn: object) -> str:
         f"isolated() cannot isolate {name_of(fn)}: it is not {_SUSPENDED}, so it is never "
         "suspended. If it returns one of these running, decorate the function that makes it. To "
         "run it under a mode of its own, decorate it with gradguard.no_grad or another guard; to "
-        "run it in another thread under this one's mode, use gradguard.carry; to have a mode that it leaves "
-        "switched put back, gradguard.leak_check."
+        "run it in another thread under this one's mode, use gradguard.carry; to have a mode that "
+        "it leaves switched put back, gradguard.leak_check."
     )
