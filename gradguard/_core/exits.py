@@ -78,11 +78,18 @@ def close_link(link: Link) -> None:
 def leave(link: Link, error: BaseException) -> None:
     """End the call of a decorated function, by an error that may have come at any point of it."""
     now = thread.cell[0]
-    if now is link or now is link[3]:
+    if now is link or (now is link[3] and not _is_of_body(error)):
         thread.cell[0] = link[3]  # a trace tells the entry from the exit by it
         close_link(link)
     else:
         close(link[0], error)  # the body has closed or left open a guard
+
+
+def _is_of_body(error: BaseException) -> bool:
+    """Tell whether the function raised it; an interrupt of the wrapper leads to no other frame."""
+    tb = error.__traceback__
+    inner = None if tb is None else tb.tb_next
+    return inner is not None and inner.tb_frame.f_globals is not globals()
 
 
 def exit_again(guard: Opener, top: Link | None) -> None:

@@ -213,7 +213,7 @@ def _still_to_run(code: str) -> Callable[[Any, CallContext], Any]:
     """What makes the body of a result that a plain function hands back run under the guard."""
 
     def under(result: Any, guard: CallContext) -> Any:
-        if has_begun(result) or getrefcount(result) > _HELD_BY_A_CALL:
+        if has_begun(result) or getrefcount(result) > _held_by_a_call():
             return result  # it is somebody else's, with a life of its own
         its_code: CodeType = getattr(result, code)
         wrapper = wrapped(_Result(result), its_code.co_flags, lambda: guard)
@@ -237,9 +237,11 @@ def _references(result: Any, _: CallContext | None) -> int:
 
 
 def _held_by_a_call() -> int:
-    """The references to a result that nobody has but the wrapper that is asking."""
+    """The references to a result that nobody has but the wrapper that is asking.
+
+    Counted anew each time: once Dynamo has run, CPython passes arguments in another way, which
+    holds one more.
+    """
     result = (each for each in range(0))
     return _references(result, None)
 
-
-_HELD_BY_A_CALL = _held_by_a_call()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradguard import GradState, grad_state
-from gradguard._core import compiling as _traced
+from gradguard._core import compiling as _compiling
 from gradguard._core import torch_versions
 from gradguard._core.state import enter_inference, put_back, set_inference
 
@@ -156,9 +156,9 @@ def test_a_token_is_exited_in_any_thread():
     put_back(GRAD)
 
 
-def test_the_traced_inference_switch():
+def test_the_compiled_inference_switch():
     """`_enter_inference_mode` and `_exit_inference_mode` are a token's two ends."""
-    guard = _traced.TracedInference(True)
+    guard = _compiling.CompiledInference(True)
     guard.__enter__()
     assert grad_state() == INFERENCE
     guard.__exit__()
