@@ -82,9 +82,12 @@ def test_02_step_without_gradients():
 
     with (
         gradguard.watch_training(model, optimizer),
-        pytest.raises(GradModeError, match="none of the 2 trainable parameters"),
+        pytest.raises(GradModeError, match="none of its 2 trainable parameters"),
     ):
-        optimizer.step()
+        for _ in range(3):  # a first step alone may be a scheduler's
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.zero_grad()
+            optimizer.step()
 
 
 def test_03_lazy_layer_born_in_inference_mode():
@@ -97,11 +100,11 @@ def test_03_lazy_layer_born_in_inference_mode():
     assert model[0].weight.requires_grad
     assert model[0].weight.grad is None
 
-    with pytest.raises(GradModeError, match=r"inference tensors(.|\n)*0\.weight"):
+    with pytest.raises(GradModeError, match=r"created in inference mode(.|\n)*0\.weight"):
         gradguard.assert_trainable(model)
     with (
         gradguard.watch_training(model, optimizer),
-        pytest.raises(GradModeError, match="inference tensors take part in training"),
+        pytest.raises(GradModeError, match="reated in inference mode"),
     ):
         optimizer.step()
 
@@ -113,7 +116,7 @@ def test_04_model_copied_in_inference_mode():
     model(torch.ones(1, 3)).sum().backward()
     assert model.weight.grad is None
 
-    with pytest.raises(GradModeError, match="Inference tensors, born in inference mode"):
+    with pytest.raises(GradModeError, match="Created in inference mode"):
         gradguard.assert_gradients(model)
 
 
@@ -174,8 +177,8 @@ def test_08_overlapping_tasks_leave_the_thread_grad_off():
     asyncio.run(main(torch.no_grad))
     assert not torch.is_grad_enabled()
     torch.set_grad_enabled(True)
-    # gradguard's one object for all no_grad() blocks is exited innermost first: in order.
-    asyncio.run(main(gradguard.no_grad))
+    with pytest.warns(GradModeWarning, match="was exited while"):
+        asyncio.run(main(gradguard.no_grad))
     assert torch.is_grad_enabled()
 
 

@@ -120,7 +120,7 @@ def default_store() -> Any:
     """
     from torch.distributed import distributed_c10d
 
-    return distributed_c10d._get_default_store()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    return distributed_c10d._get_default_store()  # noqa: SLF001
 
 
 def not_compiled(reason: str) -> Callable[[F], F]:

@@ -118,7 +118,7 @@ LEAKS = {
     "stack": "kept.append(ExitStack()); kept[-1].enter_context(torch.no_grad())  # here",
     "ours": "gradguard.no_grad().__enter__()  # here",
     "our statement": "gradguard.set_grad_enabled(False)  # here",
-    "our inference": "gradguard.inference_mode().__enter__()  # here",
+    "our inference": "kept.append(gradguard.inference_mode()); kept[-1].__enter__()  # here",
     "suspended": "kept.append(held()); next(kept[-1])",
     "below": "torch.set_grad_enabled(False)  # here\n    with torch.enable_grad(): pass",
     "out of order": "a, b = torch.no_grad(), torch.no_grad(); a.__enter__(); b.__enter__()\n"
