@@ -244,4 +244,3 @@ def _held_by_a_call() -> int:
     """
     result = (each for each in range(0))
     return _references(result, None)
-
