@@ -9,7 +9,7 @@ uncompiled. And it knows torch's guards by their names in `torch`: a project tha
 gradguard's gets the classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ def compiled_mode(grad: bool, inference: bool) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _in_two_blocks(grad: bool, inference: bool) -> Iterator[None]:
+def _in_two_blocks(grad: bool, inference: bool) -> Generator[None]:
     # Dynamo follows it from torch 2.7 on; before, it breaks the graph here.
     with inference_mode(inference), CompiledGrad(grad):
         yield

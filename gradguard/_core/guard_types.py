@@ -84,7 +84,7 @@ class Guard(Opener):
     ) -> None:
         try:
             cell = fast.cell
-            guard, found, token, below = top = cell[0]
+            guard, found, token, below = top = cell[0]  # pyright: ignore[reportUnusedVariable]
             if guard is self and token is None:
                 set_grad(found)
                 cell[0] = below
@@ -193,7 +193,7 @@ class SetGrad(Guard):
     grad: bool
 
     def __init__(self, mode: bool) -> None:
-        self.grad = mode
+        self.grad = mode  # pyright: ignore[reportIncompatibleVariableOverride]
         self.inference = False if mode else None
         self._before = is_grad_enabled()
         self._maker: list[Link | None] | None = thread.cell

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -104,7 +104,7 @@ def _put(old: Any, new: Any) -> None:
 
 
 @contextmanager
-def _torchs_guards() -> Iterator[None]:
+def _torchs_guards() -> Generator[None]:
     with _lock:
         outermost = vars(torch)["no_grad"] is no_grad  # else it has called itself
         if outermost:

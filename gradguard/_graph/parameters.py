@@ -72,7 +72,7 @@ def matcher(
         ValueError: if a glob matches none of the parameters.
 
     """
-    one = isinstance(globs, (str, bytes)) or not isinstance(globs, Iterable)
+    one = isinstance(globs, (str, bytes)) or not hasattr(globs, "__iter__")
     patterns: tuple[str, ...] = (globs,) if one else tuple(globs)  # type: ignore[assignment]
     for pattern in patterns:
         if not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -55,7 +55,7 @@ class Summary:
         unneeded = self._unneeded()
         if self.leaks or unneeded:
             terminalreporter.section("gradguard")
-        elif terminalreporter.config.getoption("verbose") < 0:
+        elif int(terminalreporter.config.getoption("verbose") or 0) < 0:
             return
         terminalreporter.write_line(self._total())
         if unneeded:
