@@ -2,6 +2,7 @@
 
 import ast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,3 +162,58 @@ def test_rebound_names_are_unknown(data):
     )
     source = f"import torch as torch_\n{line}\n{rebinding}\ndef f(x):\n    {guard}()\n"
     assert codes(source) == []
+
+
+class Renamed(ast.NodeTransformer):
+    """Gives a program's own variables, and what it imports, other names."""
+
+    def __init__(self, tree, suffix):
+        stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and _is_stored(n)}
+        arguments = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+        keywords = {n.arg for n in ast.walk(tree) if isinstance(n, ast.keyword)}
+        imported = {a.asname or a.name for a in _imported(tree) if "." not in a.name}
+        names = (stored | arguments | imported) - keywords - {"self", "cls", "__name__"}
+        self.names = {name: f"{name}{suffix}" for name in names}
+
+    def visit_Name(self, node):
+        node.id = self.names.get(node.id, node.id)
+        return node
+
+    def visit_arg(self, node):
+        node.arg = self.names.get(node.arg, node.arg)
+        return self.generic_visit(node)
+
+    def visit_alias(self, node):
+        name = node.asname or node.name
+        if name in self.names:
+            node.asname = self.names[name]
+        return node
+
+
+def _is_stored(node):
+    return isinstance(node.ctx, ast.Store)
+
+
+def _imported(tree):
+    kinds = (ast.Import, ast.ImportFrom)
+    return [alias for node in ast.walk(tree) if isinstance(node, kinds) for alias in node.names]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_every_rule_whatever_the_names(rule, data):
+    """Each rule's bad example stays one under other names, amid other functions, in any order."""
+    tree = ast.parse(rule.bad)
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    rest = [node for node in tree.body if node not in imports]
+    suffix = data.draw(st.sampled_from(["_a", "_of_mine", "2"]))
+    moved = ast.Module([*data.draw(st.permutations(imports)), *rest], [])
+    program = ast.unparse(Renamed(tree, suffix).visit(moved))
+    other = data.draw(
+        st.sampled_from(["", "def unrelated_f(u):\n    return u\n", "UNRELATED = 3\n"])
+    )
+    before = data.draw(st.booleans())
+    source = f"{other}{program}\n" if before else f"{program}\n{other}"
+    assert rule.code in codes(rule.bad)
+    assert rule.code in codes(source)
