@@ -18,7 +18,7 @@ from gradguard import evaluating, inference_function, inference_method
 from gradguard._eval import entries, holders, turns
 from gradguard._eval.entries import threads_in_eval
 
-WATCHDOG = 120  # seconds after which a deadlock ends the whole run, with every thread's traceback
+WATCHDOG = 600  # seconds after which a deadlock ends the whole run, with every thread's traceback
 THREADS = 16
 ROUNDS = 1000
 
