@@ -26,14 +26,17 @@ _CONCERNED = re.compile(r"torch|gradguard|lightning")
 class Checked(NamedTuple):
     """What reading one file gave.
 
-    `if_imported` are findings that count only if another file imports this one, and `imports` what
-    this one imports: full names, relative ones with their dots.
+    `on_import` are findings that are faults where an importing file trains, and `if_imported` those
+    that are told only where another file imports this one. `imports` is what this one imports: full
+    names, relative ones with their dots; `trains` whether it does.
     """
 
     filename: str
     findings: list[Finding]
+    on_import: list[Finding]
     if_imported: list[Finding]
     imports: list[str]
+    trains: bool = False
 
 
 def check_bytes(data: bytes, filename: str, names: Collection[str]) -> Checked:
@@ -58,7 +61,7 @@ def check_bytes(data: bytes, filename: str, names: Collection[str]) -> Checked:
         lineno=error.lineno,
         column=error.column,
     )
-    return Checked(filename, [finding], [], [])
+    return Checked(filename, [finding], [], [], [])
 
 
 def check_source(
@@ -74,21 +77,25 @@ def check_source(
     """
     silenced = Silenced(source.text, noqa=noqa)
     findings: list[Finding] = []
-    later: list[Finding] = []
+    on_import: list[Finding] = []
+    if_imported: list[Finding] = []
     imports: list[str] = []
+    trains = False
     if _CONCERNED.search(source.text):
         file = File(filename, source.root)
         lines = source.text.splitlines()
         for rule, problem in _problems(file, names):
             finding = _finding(rule, problem, file, lines)
             if not silenced.covers(finding.lineno, rule.name):
-                (later if problem.if_imported else findings).append(finding)
-        imports = _imports(file.tree.by_type)
+                told = if_imported if problem.if_imported else findings
+                (on_import if problem.on_import else told).append(finding)
+        imports, trains = _imports(source.root), file.trains
     elif "import" in source.text:
-        imports = _imports({ast.Import: [], ast.ImportFrom: []} | _import_nodes(source.root))
+        imports = _imports(source.root)
     if UNUSED_IGNORE in names:
         findings += _unused(silenced, filename, names)
-    return Checked(filename, sorted(findings, key=order), later, imports)
+    findings.sort(key=order)
+    return Checked(filename, findings, on_import, if_imported, imports, trains)
 
 
 def order(finding: Finding) -> tuple[str, int, int, str]:
@@ -146,22 +153,25 @@ def _unused(silenced: Silenced, filename: str, names: Collection[str]) -> Iterat
         )
 
 
-def _import_nodes(root: ast.Module) -> dict[type[ast.AST], list[ast.AST]]:
-    """Return the imports of a file that no rule looks at, those in functions included."""
-    found: dict[type[ast.AST], list[ast.AST]] = {}
-    for node in ast.walk(root):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            found.setdefault(type(node), []).append(node)
-    return found
+def _is_type_checking(test: ast.expr) -> bool:
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", None)
+    return name == "TYPE_CHECKING"
 
 
-def _imports(nodes: dict[type[ast.AST], list[ast.AST]]) -> list[str]:
+def _imports(root: ast.Module) -> list[str]:
+    """Return what a file imports when it runs, in functions, too."""
     names: list[str] = []
-    for node in (*nodes.get(ast.Import, ()), *nodes.get(ast.ImportFrom, ())):
+    nodes: list[ast.AST] = [root]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             dot = "" if module.endswith(".") else "."
             names += [module, *(f"{module}{dot}{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.If) and _is_type_checking(node.test):
+            nodes += node.orelse
+        elif isinstance(node, (ast.mod, ast.stmt, ast.ExceptHandler, ast.match_case)):
+            nodes += ast.iter_child_nodes(node)
     return names

@@ -15,7 +15,7 @@ from gradguard._findings.selection import Selection, selection
 from gradguard._lint.check import SYNTAX_ERROR, UNUSED_IGNORE, Checked, check_bytes, order
 from gradguard._lint.explain import explanation, listing
 from gradguard._lint.files import NoSuchPathError, python_files
-from gradguard._lint.imported import imported_files
+from gradguard._lint.imported import import_findings
 from gradguard._lint.pool import Unreadable, check_files
 from gradguard._lint.rules import RULES
 
@@ -104,11 +104,8 @@ def _read(options: argparse.Namespace, config: Config, chosen: Selection) -> _Re
     exclude = [*config.exclude, *(options.exclude or ())]
     results += check_files(python_files(paths, exclude, config.root), chosen.names_for)
     checked = [one for one in results if isinstance(one, Checked)]
-    imported = imported_files(checked, {one.filename for one in checked if one.if_imported})
     findings = [finding for one in checked for finding in one.findings]
-    findings += [
-        finding for one in checked if one.filename in imported for finding in one.if_imported
-    ]
+    findings += import_findings(checked)
     return _Result(findings, len(results), [o for o in results if isinstance(o, Unreadable)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from gradguard._findings.paths import matches
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+TEST_FILE = re.compile(r"^(test_.*|.*_test|conftest)\.py$")
 _SUFFIXES = (".py", ".pyi")
 _LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "venv", "env"})
 

@@ -45,6 +45,7 @@ class Plugin:
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Yield line, column counted from 0, and text of each finding."""
         names = frozenset(rule.name for rule in RULES)
-        for one in check_source(self._source, self._filename, names, noqa=False).findings:
+        checked = check_source(self._source, self._filename, names, noqa=False)
+        for one in (*checked.findings, *checked.on_import):
             lineno, column = one.lineno or 1, (one.column or 1) - 1
             yield lineno, column, f"{one.code} {one.message}", type(self)

@@ -24,7 +24,8 @@ class Problem(NamedTuple):
     node: ast.AST
     message: str
     severity: Severity = "fault"
-    if_imported: bool = False  # it is one only if another file imports this one
+    on_import: bool = False  # it happens when the module is imported: a fault if who does so trains
+    if_imported: bool = False  # it is told only if another file imports this one
 
 
 class File:
@@ -36,6 +37,16 @@ class File:
         self.names = Names(self.tree)
         self.guards = Guards(self.tree, self.names)
         self.modules = Modules(self.tree, self.names)
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether it calls `backward` and `step`, and never turns grad on."""
+        called = [one.func for one in self.tree.of_type(ast.Call)]
+        methods = {one.attr for one in called if isinstance(one, ast.Attribute)}
+        guards = (self.guards.guard(one) for one in self.tree.of_type(ast.Call))
+        return {"backward", "step"} <= methods and not any(
+            guard is not None and guard.records is not False for guard in guards
+        )
 
     @cached_property
     def differentiates(self) -> bool:

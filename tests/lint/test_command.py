@@ -218,12 +218,17 @@ def test_silencing_nothing(project):
     assert project.check(".", "--ignore", "GG107").lines[0] == "gradguard: nothing found in 1 file"
 
 
+OFF = "import torch\ntorch.set_grad_enabled(False)\n"
+TRAINS = (
+    "import torch\n{}\n\ndef fit(loss, optimizer):\n    loss.backward()\n    optimizer.step()\n"
+)
+
+
 def test_imported_modules(project):
-    """Grad mode switched at module level is a fault where another checked file imports it."""
-    off = "import torch\ntorch.set_grad_enabled(False)\n"
+    """Grad mode switched at module level is told where another checked file imports it."""
     project.write("pkg/__init__.py", "")
-    project.write("pkg/script.py", off)
-    assert project.check(".").code == 0
+    project.write("pkg/script.py", OFF)
+    assert project.check(".").out == "gradguard: nothing found in 2 files\n"
     for text in ("import pkg.script", "from pkg import script", "from pkg.script import x"):
         project.write("main.py", text + "\n")
         assert "pkg/script.py:2:1: GG108" in project.check(".").out
@@ -231,14 +236,61 @@ def test_imported_modules(project):
     project.write("pkg/other.py", "def f():\n    from . import script\n")
     assert "pkg/script.py:2:1: GG108" in project.check(".").out
     project.write("pkg/other.py", "import script_of_another_package\nfrom .. import script\n")
+    assert "GG108" not in project.check(".").out
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pkg.script", "from pkg import script", "def f():\n    from pkg.script import x"],
+)
+@pytest.mark.parametrize("name", ["script", "__init__"])
+def test_imported_by_what_trains(project, text, name):
+    """It is a notice, and a fault where the importing file trains: there nothing is recorded."""
+    project.write("pkg/__init__.py", "")
+    project.write("pkg/script.py", "")
+    project.write(f"pkg/{name}.py", OFF)
+    project.write("main.py", text + "\n")
+    assert project.check(".").lines[-1] == "gradguard: 1 notice in 3 files"
+    project.write("main.py", TRAINS.format(text))
+    run = project.check(".")
+    assert run.code == 1
+    assert "`main.py` trains in the same process" in run.lines[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pkg.script, torch\ntorch.set_grad_enabled(True)",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pkg.script",
+        "import pkg.other",
+    ],
+)
+def test_imported_and_switched_back(project, text):
+    """What turns grad on for itself, or imports it for its types alone, is not said to suffer."""
+    project.write("pkg/script.py", OFF)
+    project.write("main.py", TRAINS.format(text))
     assert project.check(".").code == 0
 
 
 @pytest.mark.parametrize("name", ["pkg/__init__.py", "test_a.py", "a_test.py", "conftest.py"])
 def test_modules_that_are_imported_by_others(project, name):
     """A package, a test file and a conftest are imported by whoever uses them."""
-    project.write(name, "import torch\ntorch.set_grad_enabled(False)\n")
-    assert "GG108" in project.check(".").out
+    project.write(name, OFF)
+    run = project.check(".")
+    assert "GG108" in run.out
+    assert run.code == 0
+
+
+@pytest.mark.parametrize("name", ["test_a.py", "conftest.py"])
+def test_test_files_that_train_in_the_mode_of_another(project, name):
+    """pytest imports all test files into one process: one that trains goes on in the mode."""
+    project.write(f"tests/{name}", OFF)
+    project.write("tests/unit/test_z.py", TRAINS.format("import torch"))
+    assert project.check(".").code == 1
+    assert "`test_z.py` trains" in project.check(".").out
+    project.write(f"tests/{name}", "")
+    project.write(f"tests/other/{name}", OFF)
+    assert project.check(".").code == 0
 
 
 def test_listing(project):

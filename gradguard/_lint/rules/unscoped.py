@@ -7,8 +7,10 @@ import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from gradguard._lint.files import TEST_FILE
 from gradguard._lint.guards import mode_argument
 from gradguard._lint.rule import File, Problem, Rule
+from gradguard._lint.rules.callers import caller_in_other_mode
 from gradguard._lint.rules.entry_points import is_entry_point
 from gradguard._lint.rules.plain_sets import (
     PlainSet,
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from gradguard._lint.scopes import Function
 
 _FIXTURE = re.compile(r"fixture|contextmanager", re.IGNORECASE)
-_TEST_FILE = re.compile(r"^(test_.*|.*_test|conftest)\.py$")
 _PAIRS = {
     "setUp": ("tearDown", "doCleanups"),
     "setUpClass": ("tearDownClass",),
@@ -122,6 +123,16 @@ def _in_function(made: PlainSet, function: Function, file: File) -> Iterator[Pro
     others = [one for one in plain_sets(function, file) if one.statement is not made.statement]
     if made.mode is True and any(one.statement.lineno < made.statement.lineno for one in others):
         return  # it undoes what is told at the other call
+    left_in = _constant_at_the_end(made, others)
+    call = None if left_in is None else caller_in_other_mode(function, left_in, file)
+    if call is not None:
+        now, was = ("on", "off") if left_in else ("off", "on")
+        then = (
+            f"and at its end `{function.name}` leaves it {now}, where line {call.lineno} calls it "
+            f"with grad mode {was} and computes on"
+        )
+        yield _problem(made, then, file)
+        return
     if is_in_finally(made, file) or any(undoes_always(made, one, file) for one in others):
         return
     if function.name in _PAIRS:
@@ -140,6 +151,13 @@ def _in_function(made: PlainSet, function: Function, file: File) -> Iterator[Pro
         yield _problem(made, "and it is left so", file, notice=True)
     else:
         yield _problem(made, f"and `{function.name}` leaves it so", file)
+
+
+def _constant_at_the_end(made: PlainSet, others: list[PlainSet]) -> bool | None:
+    """Return the constant to which the function's last call sets the mode, if it is another."""
+    last = max(others, key=lambda one: one.statement.lineno, default=made)
+    after = last.statement.lineno > made.statement.lineno
+    return last.mode if after and last.mode is not made.mode else None
 
 
 def _problem(made: PlainSet, then: str, file: File, *, notice: bool = False) -> Problem:
@@ -204,6 +222,6 @@ def _at_module_level(made: PlainSet, file: File) -> Iterator[Problem]:
     if any((other := plain_set(each, file)) and other.mode is not False for each in later):
         return
     name = PurePath(file.filename).name
-    sure = name == "__init__.py" or bool(_TEST_FILE.match(name))
-    text = _problem(made, "and everything that imports this module goes on so", file)
-    yield text._replace(if_imported=not sure)
+    sure = name == "__init__.py" or bool(TEST_FILE.match(name))
+    then = "and everything that imports this module goes on so"
+    yield _problem(made, then, file, notice=True)._replace(on_import=sure, if_imported=not sure)
