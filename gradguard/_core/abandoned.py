@@ -6,21 +6,23 @@ be taken for one out of order.
 
 from sys import getrefcount
 from typing import TYPE_CHECKING
-from weakref import ReferenceType
+from weakref import ReferenceType, ref
 
+from gradguard._core.exits_elsewhere import ended_elsewhere, forget_stray, pass_strays_on, strays_of
 from gradguard._core.guard_stack import (
     Link,
     Opener,
-    chains,
+    Owner,
+    disown,
     fast,
     guards_of,
     is_entry_of,
     linked,
     links,
-    links_from,
     thread,
+    token_of,
 )
-from gradguard._core.state import is_grad_enabled, set_grad
+from gradguard._core.state import grad_state, set_grad, set_inference
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,7 +33,7 @@ def own_cell() -> list[Link | None]:
     cell = thread.cell
     if "cell" not in fast.__dict__:
         fast.cell = cell
-        _bring_back()
+        bring_back()
     return cell
 
 
@@ -53,20 +55,31 @@ guards.__module__ = "gradguard"
 
 
 def _references(link: Link) -> int:
+    if isinstance(link[2], ReferenceType):
+        return getrefcount(link[2]())
     return getrefcount(link[0])
 
 
 _BY_ITS_LINK_ALONE = _references((Opener(), False, None, None))
+_owners = [Owner()]
+_BY_ONE_STRAY = _references((Opener(), False, ref(_owners[0]), None))
 
 
 def is_abandoned(link: Link) -> bool:
     """Tell whether nobody is left who could exit it: its guard is referred to by the link alone.
 
-    So it is where an interrupt came at the beginning of the exit of a ``with`` block.
+    So it is where an interrupt came at the beginning of the exit of a ``with`` block. And where
+    the exits that were tried in other threads are as many as the entries that there are.
     """
-    if isinstance(link[2], ReferenceType):
-        return link[2]() is None
-    return _references(link) <= _BY_ITS_LINK_ALONE
+    owned = isinstance(link[2], ReferenceType)
+    guard: Opener | None = link[2]() if owned else link[0]
+    if guard is None:
+        return True
+    strays = strays_of(guard)
+    if strays and ended_elsewhere(guard):
+        return True
+    del guard
+    return _references(link) <= (_BY_ONE_STRAY - 1 if owned else _BY_ITS_LINK_ALONE) + strays
 
 
 def without_abandoned(
@@ -76,18 +89,26 @@ def without_abandoned(
 
     The guard that is `leaving` is not yet gone, whatever `error` says, which its body has raised.
     What lies above takes over what the abandoned entry found, so that its exit brings that back.
+    Where that takes a token, the entry stays until it is innermost.
     """
-    gone = _interrupted(error)
+    gone = [guard for guard in _interrupted(error) if guard is not leaving]
+    chain = links()
+    over: list[Link] = []
+    inner: Link | None = None
+    for link in chain:
+        ends = is_abandoned(link) or any(is_entry_of(link, guard) for guard in gone)
+        if ends and not _needs_a_token(link, inner):
+            over.append(link)
+        else:
+            inner = link
     top: Link | None = None
     inherited: list[bool | None] = []
-    for link in reversed(links()):
+    for link in reversed(chain):
         guard, found, token, _ = link
-        if is_abandoned(link) or any(
-            is_entry_of(link, other) for other in gone if other is not leaving
-        ):
+        if any(link is one for one in over):
             inherited = inherited or [found]
             continue
-        if inherited and token is None:
+        if inherited:
             found = bool(inherited[0])
         inherited = []
         top = link if link[3] is top else linked(guard, found, token, top, link)
@@ -110,25 +131,36 @@ def _interrupted(error: BaseException | None) -> list[Opener]:
     return found
 
 
-def open_elsewhere(guard: Opener) -> str | None:
-    """The name of another thread in which `guard` is open; that thread is to look at its chain."""
-    for other in list(chains):
-        if other.cell is not thread.cell and any(
-            is_entry_of(link, guard) for link in links_from(other.cell[0])
-        ):
-            other.suspect()
-            return other.name
-    return None
+def _needs_a_token(link: Link, inner: Link | None) -> bool:
+    """Tell whether only exits of tokens, innermost first, can bring back what `link` found."""
+    return (inner is not None and inner[2] is not None) or (
+        isinstance(link[2], ReferenceType) and link[2]() is not None
+    )
 
 
-def _bring_back() -> None:
+def bring_back() -> None:
     """Bring back the mode that an abandoned innermost entry found, and take it off the chain.
 
     Where the mode is another by now, somebody has set it since, and it is left.
     """
     chain = links()
     while chain and is_abandoned(chain[0]):
-        guard, found, token, thread.cell[0] = chain.pop(0)
-        if token is None and is_grad_enabled() is guard.grad:
-            set_grad(bool(found))
+        _bring_back(chain.pop(0))
     without_abandoned()
+    pass_strays_on()
+
+
+def _bring_back(link: Link) -> None:
+    opener, found, owner, thread.cell[0] = link
+    guard = owner() if isinstance(owner, ReferenceType) else opener
+    token, now = token_of(link), grad_state()
+    if token is None:
+        if now.grad_enabled is opener.grad:
+            set_grad(bool(found))
+    elif now.inference_mode is opener.inference:
+        token.__exit__(None, None, None)
+    else:
+        set_inference(now.inference_mode, (token,))
+        set_grad(now.grad_enabled)
+    disown(link)
+    forget_stray(guard)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from weakref import ReferenceType, ref
 
-from gradguard._core.abandoned import is_abandoned, open_elsewhere, without_abandoned
+from gradguard._core.abandoned import bring_back, is_abandoned, without_abandoned
+from gradguard._core.exits_elsewhere import open_elsewhere
 from gradguard._core.guard_stack import (
     Boundary,
     Link,
     Opener,
     Owner,
+    disown,
     guards_of,
     is_entry_of,
     linked,
@@ -48,13 +50,16 @@ def close(guard: Opener, error: BaseException | None = None) -> None:
         chain = without_abandoned(guard, error)
         at = next(i for i, link in enumerate(chain) if is_entry_of(link, guard))
     else:
+        elsewhere = open_elsewhere(guard)
         # `no_grad().__enter__()`, and then `no_grad().__exit__()`: as with torch's, any will do.
         equal = (i for i, link in enumerate(chain) if link[0] == guard and is_abandoned(link))
-        at = next(equal, -1)
+        at = next(equal, -1) if elsewhere is None else -1
         if at < 0:
-            raise RuntimeError(_not_open(guard, chain))
+            raise RuntimeError(_not_open(guard, chain, elsewhere))
     if at == 0:
         close_link(chain[0])
+        if thread.seen_by_others.strays:
+            bring_back()
         return
     innermost = chain[0][0]
     _close_below(chain[:at], chain[at])
@@ -72,7 +77,7 @@ def close_link(link: Link) -> None:
     else:
         set_grad(bool(link[1]))
     thread.cell[0] = link[3]
-    _disown(link)
+    disown(link)
 
 
 def leave(link: Link, error: BaseException) -> None:
@@ -107,12 +112,6 @@ def undo_entry(below: Link | None, found: bool, token: object = None) -> None:
     thread.cell[0] = below
 
 
-def _disown(link: Link) -> None:
-    owner = link[2]() if isinstance(link[2], ReferenceType) else None
-    if owner is not None and owner.link is link:
-        owner.link = owner.token = None
-
-
 def exit_token(token: object) -> None:
     token.__exit__(None, None, None)  # type: ignore[attr-defined]
 
@@ -126,7 +125,7 @@ def _close_below(above: list[Link], closed: Link) -> None:
     modes = unwind(above)
     if (token := token_of(closed)) is not None:
         exit_token(token)
-    _disown(closed)
+    disown(closed)
     if present is not None:
         before = is_inference_mode_enabled()
         exit_token(present)
@@ -218,9 +217,8 @@ def _warn_out_of_order(guard: Opener, inner: Opener, error: BaseException | None
         add_note(error, text)  # a warning that is an error must not hide what the body raised
 
 
-def _not_open(guard: Opener, chain: list[Link]) -> str:
+def _not_open(guard: Opener, chain: list[Link], elsewhere: str | None) -> str:
     here = ", ".join(map(repr, guards_of(chain))) or "none"
-    elsewhere = open_elsewhere(guard)
     if elsewhere is not None:
         return (
             f"{guard!r} was entered in another thread ({elsewhere}) and cannot be exited in this "

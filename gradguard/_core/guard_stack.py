@@ -55,10 +55,14 @@ class ChainOfThread:
     def __init__(self, cell: list[Link | None]) -> None:
         self.cell = cell
         self.name = threading.current_thread().name
+        # The guards of its chain that another thread has tried to exit, each with whether its block
+        # is over for certain. Kept alive: a token that is dropped switches the mode of the thread
+        # in which it is.
+        self.strays: list[tuple[Opener, bool]] = []
         self._fast = fast.__dict__  # this thread's own
 
     def suspect(self) -> None:
-        """Have the thread look at its chain at its next entry: see `own_cell`."""
+        """Have the thread look at its chain at its next entry or exit: see `own_cell`."""
         self._fast.pop("cell", None)
 
 
@@ -138,3 +142,10 @@ def linked(guard: Opener, found: bool | None, token: Any, below: Link | None, ol
     if owner is not None and owner.link is old:
         owner.link = link
     return link
+
+
+def disown(link: Link) -> None:
+    """Have the `Owner` that made this link forget it."""
+    owner = link[2]() if isinstance(link[2], ReferenceType) else None
+    if owner is not None and owner.link is link:
+        owner.link = owner.token = None

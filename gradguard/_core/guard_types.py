@@ -195,8 +195,8 @@ class SetGrad(Guard):
     def __init__(self, mode: bool) -> None:
         self.grad = mode  # pyright: ignore[reportIncompatibleVariableOverride]
         self.inference = False if mode else None
+        self._maker: list[Link | None] | None = own_cell()
         self._before = is_grad_enabled()
-        self._maker: list[Link | None] | None = thread.cell
         set_grad(mode)
 
     @property

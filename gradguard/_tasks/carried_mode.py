@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 
+from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import compiled_mode
 from gradguard._core.exits import undo_entry
 from gradguard._core.guard_stack import grad_inside, thread
@@ -42,7 +43,7 @@ class Carried(Guard):
         self._enter(token=is_inference_mode_enabled() is not self.inference)
 
     def _enter(self, *, token: bool) -> None:
-        below, found, entered = thread.cell[0], is_grad_enabled(), None
+        below, found, entered = own_cell()[0], is_grad_enabled(), None
         try:
             entered = enter_inference(self.mode.inference_mode) if token else None
             thread.cell[0] = (self, found, entered, below)
