@@ -9,17 +9,13 @@ the globals that it names, and a thread-local cannot be sent.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 from gradguard._core import abandoned, exits, guard_stack, state, wrappers
-from gradguard._core.wrappers import CallContext, wrapped
+from gradguard._core.wrappers import RUNS_LATER, CallContext, wrapped
 from gradguard._errors import GradModeWarning
-
-RUNS_LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-
 
 refuses_classes = True  # not while gradguard's guards are in torch's places: see `installing`
 

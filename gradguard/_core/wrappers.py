@@ -2,8 +2,9 @@
 
 import functools
 import inspect
+import operator
 import types
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from sys import getrefcount
 from types import (
@@ -16,8 +17,10 @@ from types import (
 )
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from gradguard._core.body_wrappers import ASYNC_GENERATOR, COROUTINE, GENERATOR, body_wrapper
+from gradguard._core.parameters import Parameters, Shape, parameters_of
 from gradguard._core.state import is_dynamo_compiling
-from gradguard._core.suspendable import Suspendable, drive, first_step, has_begun, has_ended
+from gradguard._core.suspendable import Suspendable, has_begun
 
 
 class CallContext(Protocol):
@@ -61,7 +64,13 @@ class DecoratedCall(NamedTuple):
     link: Any
 
 
-_WRAPPERS = (__name__, f"{__package__}.decorating")
+_WRAPPERS = (__name__, f"{__package__}.body_wrappers", f"{__package__}.decorating")
+_TEMPLATES = {
+    inspect.CO_ASYNC_GENERATOR: ASYNC_GENERATOR,
+    inspect.CO_COROUTINE: COROUTINE,
+    inspect.CO_GENERATOR: GENERATOR,
+}
+RUNS_LATER = functools.reduce(operator.or_, _TEMPLATES)
 
 
 def is_decorated_call(frame: FrameType) -> bool:
@@ -78,22 +87,21 @@ def decorated_call(frame: FrameType) -> DecoratedCall | None:
     if not is_decorated_call(frame):
         return None
     names = frame.f_locals
-    function = names.get("fn")
+    if "_gg_fn" not in names:
+        return DecoratedCall(names.get("guard"), names.get("fn"), names.get("link"))
+    function = names["_gg_fn"]
     if isinstance(function, _Result):
         function = function.made
-    return DecoratedCall(names.get("guard"), function, names.get("link"))
+    return DecoratedCall(names.get("_gg_guard"), function, None)
 
 
 def wrapped(fn: Callable[..., Any], flags: int, guard_for: ContextFor) -> Any:
-    if flags & inspect.CO_ASYNC_GENERATOR:
-        return _async_generator(fn, guard_for)
-    if flags & inspect.CO_COROUTINE:
-        return _coroutine(fn, guard_for)
-    if flags & inspect.CO_ITERABLE_COROUTINE:
-        return types.coroutine(_generator(fn, guard_for))
-    if flags & inspect.CO_GENERATOR:
-        return _generator(fn, guard_for)
-    return _plain(fn, guard_for)
+    if not flags & RUNS_LATER:
+        return _plain(fn, guard_for)
+    takes = Parameters(Shape()) if isinstance(fn, _Result) else parameters_of(fn)
+    template = next(text for flag, text in _TEMPLATES.items() if flags & flag)
+    wrapper = body_wrapper(template, fn, guard_for, takes)
+    return types.coroutine(wrapper) if flags & inspect.CO_ITERABLE_COROUTINE else wrapper
 
 
 def _plain(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
@@ -108,92 +116,6 @@ def _plain(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
         if type(result) in STILL_TO_RUN:
             return STILL_TO_RUN[type(result)](result, guard)
         return result
-
-    return wrapper
-
-
-# Both loops stand in one function, since Dynamo follows neither through another generator.
-def _generator(  # noqa: C901
-    fn: Callable[..., Any], guard_for: ContextFor
-) -> Callable[..., Any]:
-    @functools.wraps(fn)
-    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:  # noqa: C901
-        guard = guard_for(*args, **kwargs)
-        target, body = fn(*args, **kwargs), None
-        if not is_dynamo_compiling():
-            body = guard.body()
-            del args, kwargs  # they are the body's to keep
-        # Not `yield from drive(...)`: a body that is closed and goes on would be lost with it; and
-        # Dynamo neither sends nor throws through it. Dynamo also loses a StopIteration that leaves
-        # a `with` (why it cannot follow torch's wrapper to the end of a generator); up to torch 2.8
-        # it fails where any error leaves one, and at a `yield` amid a call.
-        call: Any = target.send
-        passed: list[Any] = [None]
-        interrupted, error = False, None
-        while True:
-            if body is not None:
-                try:
-                    passed.append(body.step(call, passed))
-                except BaseException as raised:
-                    if not interrupted and not has_ended(target):  # as in `drive`
-                        interrupted, passed[:], call = True, [raised], target.throw
-                        continue
-                    if isinstance(raised, StopIteration):
-                        return raised.value
-                    raise
-                interrupted = False
-            else:
-                with guard.while_compiling():
-                    try:
-                        passed.append(call(passed.pop()))
-                    except StopIteration as stop:
-                        return stop.value
-                    except BaseException as raised:  # noqa: BLE001 (it is raised below)
-                        error = raised
-                if error is not None:
-                    raise error
-            try:
-                received = yield passed.pop()
-                passed.append(received)
-                call, received = target.send, None
-            except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
-                passed[:] = [thrown]
-                call = target.throw
-
-    return wrapper
-
-
-def _coroutine(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
-    @functools.wraps(fn)
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        guard = guard_for(*args, **kwargs)
-        target = fn(*args, **kwargs)
-        del args, kwargs
-        return await drive(target, guard.body(), target)
-
-    return wrapper
-
-
-def _async_generator(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
-    @functools.wraps(fn)
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        guard = guard_for(*args, **kwargs)
-        target, body = fn(*args, **kwargs), guard.body()
-        del args, kwargs
-        step = first_step(target)
-        try:
-            while True:
-                try:
-                    yielded = [await drive(step, body, target, more=True)]
-                except StopAsyncIteration:
-                    return
-                step = None  # it holds what was sent or thrown in
-                try:
-                    step = target.asend((yield yielded.pop()))
-                except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
-                    step = target.athrow(thrown)
-        finally:
-            del step  # an exception thrown in would keep this frame, and itself, alive
 
     return wrapper
 

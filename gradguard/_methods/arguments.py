@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 from torch.nn import Module
@@ -99,17 +100,23 @@ class ModulesIn:
             raise ValueError(msg)
 
     def _none_found(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        kinds = [type(value).__name__ for value in args]
-        kinds += [f"{name}={type(value).__name__}" for name, value in kwargs.items()]
         text = (
             f"{_NAME} on {self._function}: no torch.nn.Module among the arguments of the call "
-            f"({', '.join(kinds) or 'none'}), so there is nothing to put in eval mode. Name what "
+            f"({self._listed(args, kwargs)}), so there is nothing to put in eval mode. Name what "
             f"the function closes over: @{_NAME}(modules=model)."
         )
         for name, value in zip(self._parameters, args, strict=False):
             if held := module_attributes(value):
                 text += f' Or what an argument holds: @{_NAME}(modules="{name}.{held[0]}").'
         return text
+
+    def _listed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """List what was passed, without the defaults, which a wrapper may have passed on."""
+        by_place = ((p, d) for p, (_, kind, d) in self._parameters.items() if "POSI" in kind)
+        named = zip(chain(by_place, repeat(("", _NOTHING))), args)  # noqa: B905 (it has no end)
+        passed = [(name, value) for (name, default), value in named if value is not default]
+        given = [f"{name}={type(value).__name__}" for name, value in [*passed, *kwargs.items()]]
+        return ", ".join(one.lstrip("=") for one in given) or "none"
 
 
 def _parameters(function: Any) -> dict[str, tuple[int, str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, overload
 from torch.nn import Module
 
 from gradguard._assertions.leak_check import leaves_mode
+from gradguard._core.body_wrappers import coroutine_function
 from gradguard._core.guard_types import F
 from gradguard._core.state import grad_state, is_dynamo_compiling
 from gradguard._errors import GradModeError
@@ -112,12 +113,11 @@ def _checked(fn: Callable[..., Any], modules_of: ModulesOf) -> Callable[..., Any
         check_loss(result, name, modules)
         return result
 
-    @functools.wraps(fn)
-    async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
+    async def run(*args: Any, **kwargs: Any) -> Any:
         _check_entry(name, modules := modules_of(args))
         return await awaited(fn(*args, **kwargs), modules)
 
-    return async_wrapper if inspect.iscoroutinefunction(fn) else wrapper
+    return coroutine_function(fn, run) if inspect.iscoroutinefunction(fn) else wrapper
 
 
 def _check_entry(name: str, modules: tuple[Module, ...]) -> None:

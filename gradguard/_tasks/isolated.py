@@ -6,8 +6,9 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
-from gradguard._core.decorating import RUNS_LATER, code_flags, decorate_each
+from gradguard._core.decorating import code_flags, decorate_each
 from gradguard._core.suspended_bodies import Body
+from gradguard._core.wrappers import RUNS_LATER
 from gradguard._tasks.naming import name_of, of_type
 
 _SUSPENDED = "a generator, coroutine or async generator function"

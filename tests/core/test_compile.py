@@ -19,6 +19,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import gradguard
+from gradguard._core import body_wrappers as _body_wrappers
 from gradguard._core import guards as _guards
 from gradguard._core import wrappers as _wrappers
 
@@ -862,4 +863,5 @@ def test_what_dynamo_reads_holds_uncompiled(monkeypatch, rebound, guard):
             monkeypatch.setattr(torch, name, getattr(gradguard, name))
     for module in (_guards, _wrappers):
         monkeypatch.setattr(module, "is_dynamo_compiling", lambda: True)
+    monkeypatch.setattr(_body_wrappers, "_gg_is_dynamo_compiling", lambda: True)
     assert [_under(ours, OUTSIDES) for _, ours in programs] == expected

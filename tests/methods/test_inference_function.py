@@ -352,9 +352,9 @@ def test_nested_with_evaluating_and_methods():
     ("call", "parts"),
     [
         (lambda run: run(), ["no torch.nn.Module among the arguments of the call (none)"]),
-        (lambda run: run(X, top=3), ["(Tensor, top=int)", "@inference_function(modules=model)"]),
-        (lambda run: run(Holder()), ["(Holder)", '@inference_function(modules="x.model")']),
-        (lambda run: run([1, 2], {"a": nn.Linear}), ["(list, dict)"]),
+        (lambda run: run(X, top=3), ["(x=Tensor, top=int)", "@inference_function(modules=model)"]),
+        (lambda run: run(Holder()), ["(x=Holder)", '@inference_function(modules="x.model")']),
+        (lambda run: run([1, 2], {"a": nn.Linear}), ["(x=list, top=dict)"]),
     ],
 )
 @pytest.mark.parametrize("kind", ["plain", "stream", "async"])

@@ -1,0 +1,140 @@
+"""Wrappers of functions whose body can be suspended, with the parameters of what they wrap.
+
+They are generator, coroutine and async generator functions themselves, as `inspect` asks for their
+code's flags. Such a function runs none of its code when it is called: that arguments do not fit,
+Python says at the call only of parameters that are its own. So each is compiled for the parameters
+of what it wraps, once for all that take the same. Names of its own begin with ``_gg_``: they stand
+beside those of the parameters.
+"""
+
+import functools
+import linecache
+from collections.abc import Callable
+from typing import Any
+
+from gradguard._core.parameters import Parameters, Shape, parameters_of
+from gradguard._core.state import (
+    is_dynamo_compiling as _gg_is_dynamo_compiling,  # noqa: F401 # pyright: ignore[reportUnusedImport]
+)
+from gradguard._core.suspendable import drive as _gg_drive  # noqa: F401
+from gradguard._core.suspendable import first_step as _gg_first_step  # noqa: F401
+from gradguard._core.suspendable import has_ended as _gg_has_ended  # noqa: F401
+
+# Both loops stand in one function, since Dynamo follows neither through another generator.
+# Not `yield from drive(...)`: a body that is closed and goes on would be lost with it; and Dynamo
+# neither sends nor throws through it. Dynamo also loses a StopIteration that leaves a `with` (why
+# it cannot follow torch's wrapper to the end of a generator); up to torch 2.8 it fails where any
+# error leaves one, and at a `yield` amid a call. An interrupt between two steps: as in `drive`.
+GENERATOR = """\
+def wrapper({header}):
+    _gg_guard, _gg_target = _gg_guard_for({arguments}), _gg_fn({arguments})
+    _gg_body = None
+    if not _gg_is_dynamo_compiling():
+        _gg_body = _gg_guard.body()
+        {forget}  # they are the body's to keep
+    _gg_call = _gg_target.send
+    _gg_passed = [None]
+    _gg_interrupted, _gg_error = False, None
+    while True:
+        if _gg_body is not None:
+            try:
+                _gg_passed.append(_gg_body.step(_gg_call, _gg_passed))
+            except BaseException as _gg_raised:
+                if not _gg_interrupted and not _gg_has_ended(_gg_target):
+                    _gg_interrupted, _gg_passed[:] = True, [_gg_raised]
+                    _gg_call = _gg_target.throw
+                    continue
+                if isinstance(_gg_raised, StopIteration):
+                    return _gg_raised.value
+                raise
+            _gg_interrupted = False
+        else:
+            with _gg_guard.while_compiling():
+                try:
+                    _gg_passed.append(_gg_call(_gg_passed.pop()))
+                except StopIteration as _gg_stop:
+                    return _gg_stop.value
+                except BaseException as _gg_raised:
+                    _gg_error = _gg_raised
+            if _gg_error is not None:
+                raise _gg_error
+        try:
+            _gg_received = yield _gg_passed.pop()
+            _gg_passed.append(_gg_received)
+            _gg_call, _gg_received = _gg_target.send, None
+        except BaseException as _gg_thrown:  # it is the body's to answer
+            _gg_passed[:] = [_gg_thrown]
+            _gg_call = _gg_target.throw
+"""
+
+COROUTINE = """\
+async def wrapper({header}):
+    _gg_guard, _gg_target = _gg_guard_for({arguments}), _gg_fn({arguments})
+    {forget}
+    return await _gg_drive(_gg_target, _gg_guard.body(), _gg_target)
+"""
+
+# For decorators that do all they have to around the coroutine.
+AWAITING = """\
+async def wrapper({header}):
+    return await _gg_fn({arguments})
+"""
+
+# An exception thrown in would keep the frame, and so itself, alive.
+ASYNC_GENERATOR = """\
+async def wrapper({header}):
+    _gg_guard, _gg_target = _gg_guard_for({arguments}), _gg_fn({arguments})
+    _gg_body = _gg_guard.body()
+    {forget}
+    _gg_step = _gg_first_step(_gg_target)
+    try:
+        while True:
+            try:
+                _gg_yielded = [await _gg_drive(_gg_step, _gg_body, _gg_target, more=True)]
+            except StopAsyncIteration:
+                return
+            _gg_step = None  # it holds what was sent or thrown in
+            try:
+                _gg_step = _gg_target.asend((yield _gg_yielded.pop()))
+            except BaseException as _gg_thrown:  # it is the body's to answer
+                _gg_step = _gg_target.athrow(_gg_thrown)
+    finally:
+        del _gg_step
+"""
+
+
+def body_wrapper(
+    template: str, fn: Callable[..., Any], guard_for: Callable[..., Any], takes: Parameters
+) -> Callable[..., Any]:
+    """Return a function by `template` that takes what `fn` takes, and runs its body under guard."""
+    return _finished(_maker(template, takes.shape)(fn, guard_for), fn, takes)
+
+
+def coroutine_function(fn: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a coroutine function that takes what `fn` takes, and awaits `run` of that."""
+    takes = parameters_of(fn)
+    return _finished(_maker(AWAITING, takes.shape)(run, None), fn, takes)
+
+
+def _finished(wrapper: Any, fn: Callable[..., Any], takes: Parameters) -> Callable[..., Any]:
+    wrapper.__defaults__, wrapper.__kwdefaults__ = takes.defaults, takes.by_name
+    if takes.function is not None:  # a partial, say, has no name
+        wrapper.__name__ = takes.function.__name__
+        wrapper.__qualname__ = takes.function.__qualname__
+    return functools.wraps(fn)(wrapper)
+
+
+@functools.cache
+def _maker(template: str, shape: Shape) -> Callable[..., Any]:
+    header, names = shape.header(), ", ".join(shape.names())
+    forget = f"del {names}" if names else "pass"
+    text = template.format(header=header, arguments=shape.arguments(), forget=forget)
+    lines = ["def make(_gg_fn, _gg_guard_for):", *text.splitlines(), "return wrapper"]
+    source = "\n    ".join(lines)
+    filename = f"<gradguard's wrapper {len(linecache.cache)}: ({header})>"
+    linecache.cache[filename] = len(source), None, source.splitlines(keepends=True), filename
+    made: dict[str, Any] = {}
+    # In this module's names: Dynamo looks them up by the name of the module.
+    exec(compile(source, filename, "exec"), globals(), made)  # noqa: S102 (of a template above)
+    maker: Callable[..., Any] = made["make"]
+    return maker
