@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gradguard._compare.larger_batch import BatchMemory, LargerBatch, larger_batch, told
 from gradguard._compare.table import aligned, duration, html, optional, ratio, size
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class ModeComparison:
         inference_mode: the figures under `inference_mode`.
         threads: how many threads torch used within an operation.
         torch_version: the version of torch that was measured.
+        batches: for parts of the batch, ``(batch, grad, no_grad)``: the most bytes that a call
+            takes at one time with grad and under `no_grad`, inputs included. Empty where they
+            cannot be had.
+        no_batches: why they cannot, where ``fn`` takes no part of the batch.
 
     >>> import gradguard, torch
     >>> layer = torch.nn.Linear(4, 2)
@@ -84,6 +89,18 @@ class ModeComparison:
     inference_mode: ModeFigures
     threads: int
     torch_version: str
+    batches: tuple[BatchMemory, ...] = ()
+    no_batches: str = ""
+
+    @property
+    def larger_batch(self) -> LargerBatch | None:
+        """The batch that fits under `no_grad` into what the measured one takes with grad.
+
+        With its standard error, as a part of it: ``(batch, error)``. By a straight line through
+        `batches`; None where they do not lie on one.
+        """
+        found = larger_batch(self.batches) if self.batches else None
+        return found if isinstance(found, LargerBatch) else None
 
     def __iter__(self) -> Iterator[ModeFigures]:
         return iter((self.grad, self.no_grad, self.inference_mode))
@@ -146,6 +163,10 @@ class ModeComparison:
             notes.append(
                 "graph nodes: no tensor in what fn returned, so there is no graph to count."
             )
+        if self.grad.kept_bytes and self.batches:
+            notes.append(told(self.batches))
+        elif self.no_batches:
+            notes.append(f"larger batch: not predicted: {self.no_batches}.")
         return notes
 
     def _how_measured(self) -> str:

@@ -14,7 +14,7 @@ from torch.utils.benchmark import Timer
 from gradguard._compare.accelerator import accelerator
 from gradguard._compare.figures import Mode
 from gradguard._compare.putting_back import Restore
-from gradguard._compare.saved_bytes import Kept, graph
+from gradguard._compare.saved_bytes import SavedBytes, graph
 from gradguard._core.guards import enable_grad, inference_mode, no_grad
 from gradguard._core.places import place
 from gradguard._core.state import GradState, grad_state
@@ -40,11 +40,11 @@ def turns(repeats: int) -> int:
     return len(_GUARDS) * (2 + repeats)
 
 
-def count(call: Call, held: list[Any], restore: Restore) -> dict[Mode, Counts]:
+def count(call: Call, reachable: list[Any], restore: Restore) -> dict[Mode, Counts]:
     """Count under each mode, in the second call: the first one may compile, or fill caches."""
     for mode in _GUARDS:
         _first_call(call, mode, restore)
-    return {mode: _count(call, mode, held, restore) for mode in _GUARDS}
+    return {mode: _count(call, mode, reachable, restore) for mode in _GUARDS}
 
 
 def time(call: Call, repeats: int, restore: Restore) -> dict[Mode, list[float]]:
@@ -124,18 +124,19 @@ _TO_RUN = {
 }
 
 
-def _count(call: Call, mode: Mode, held: list[Any], restore: Restore) -> Counts:
+def _count(call: Call, mode: Mode, reachable: list[Any], restore: Restore) -> Counts:
     def run() -> Counts:
-        kept, earlier = Kept(), graph(held)
-        with kept.hooks():
-            result, peak = _peak(call)
+        saved, earlier = SavedBytes(), graph(reachable)
+        with saved.hooks():
+            result, peak = accelerator_peak(call)
         found = [tensor for _, tensor in tensors(result)]
-        return kept.most, len(graph(found) - earlier) if found else None, peak
+        return saved.most, len(graph(found) - earlier) if found else None, peak
 
     return _turn(mode, "counting what autograd keeps", restore, run)
 
 
-def _peak(call: Call) -> tuple[object, int | None]:
+def accelerator_peak(call: Call) -> tuple[object, int | None]:
+    """Run it; return its result, and what it adds at its peak to the memory of the accelerator."""
     device = accelerator()
     if not hasattr(device, "max_memory_allocated"):
         return call(), None

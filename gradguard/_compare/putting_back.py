@@ -1,6 +1,6 @@
-"""Noting what a call may change in modules, gradients and random generators, to put it back.
+"""Snapshots of what a call may change in modules, gradients and random generators.
 
-Each ``keep…`` notes the state now and returns a function that puts it back, any number of times.
+Each takes the state now and returns a function that puts it back, any number of times.
 """
 
 import random
@@ -19,20 +19,20 @@ from gradguard._eval.training_flags import Modules, call_overrides, overrides_du
 Restore = Callable[[], object]
 
 
-def keep(held: Iterable[object]) -> Restore:
-    """Keep the state of everything held, and of the global random generators."""
-    held = list(held)
-    roots = [value for value in held if isinstance(value, Module)]
+def snapshot(objects: Iterable[object]) -> Restore:
+    """Take the state of these objects, and of the global random generators."""
+    objects = list(objects)
+    roots = [value for value in objects if isinstance(value, Module)]
     modules = tree(roots)
-    tensors = [value for value in held if isinstance(value, Tensor)]
-    flags = _keep_flags(modules)
+    tensors = [value for value in objects if isinstance(value, Tensor)]
+    flags = _snapshot_flags(modules)
     attributes = [
-        *map(_keep_registered, modules.values()),
-        *map(_keep_attributes, modules.values()),
+        *map(_snapshot_registered, modules.values()),
+        *map(_snapshot_attributes, modules.values()),
     ]
     parts = [
-        *(_keep_tensor(*slot) for slot in _slots(modules.values(), tensors)),
-        *_keep_random(value for value in held if isinstance(value, Generator)),
+        *(_snapshot_tensor(*slot) for slot in _slots(modules.values(), tensors)),
+        *_snapshot_random(value for value in objects if isinstance(value, Generator)),
     ]
 
     def restore() -> None:
@@ -47,7 +47,7 @@ def keep(held: Iterable[object]) -> Restore:
     return restore
 
 
-def _keep_flags(modules: Modules) -> Restore:
+def _snapshot_flags(modules: Modules) -> Restore:
     flags = {key: module.training for key, module in modules.items()}
 
     def restore() -> None:
@@ -57,8 +57,8 @@ def _keep_flags(modules: Modules) -> Restore:
     return restore
 
 
-def _keep_registered(module: Module) -> Restore:
-    """Keep which parameters, buffers and submodules there are: replaced, set to None, deleted."""
+def _snapshot_registered(module: Module) -> Restore:
+    """Take which parameters, buffers and submodules there are: replaced, set to None, deleted."""
     names = ("_parameters", "_buffers", "_modules")
     # Those of a ScriptModule are views of what C++ holds, and cannot be written.
     own = [vars(module)[name] for name in names if type(vars(module).get(name)) is dict]
@@ -77,8 +77,8 @@ def _are_the_same(one: Mapping[str, object], other: Mapping[str, object]) -> boo
     return [*one] == [*other] and all(one[name] is other[name] for name in one)
 
 
-def _keep_attributes(module: Module) -> Restore:
-    """Keep which tensor a plain attribute is: a cache, a hidden state that forward stores.
+def _snapshot_attributes(module: Module) -> Restore:
+    """Take which tensor a plain attribute is: a cache, a hidden state that forward stores.
 
     And what else forward sets to None or deletes. Other changes stay: a counter, say.
     """
@@ -112,8 +112,8 @@ def _slots(
             yield leaf, "grad", leaf.grad
 
 
-def _keep_tensor(holder: object, name: str, value: Tensor | None) -> Restore:
-    """Keep both which tensor it is and its values.
+def _snapshot_tensor(holder: object, name: str, value: Tensor | None) -> Restore:
+    """Take both which tensor it is and its values.
 
     Values are written back only where they differ: a write that changes nothing would still make
     backward refuse the graphs that the caller has recorded with this tensor.
@@ -134,7 +134,7 @@ def _same(value: Tensor, copy: Tensor) -> bool:
     return value.is_meta or (value.layout is torch.strided and torch.equal(value, copy))
 
 
-def _keep_random(generators: Iterable[Generator]) -> Iterator[Restore]:
+def _snapshot_random(generators: Iterable[Generator]) -> Iterator[Restore]:
     for generator in (torch.default_generator, *generators):
         yield _later(generator.set_state, generator.get_state())
     device = accelerator()

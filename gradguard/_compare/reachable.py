@@ -12,7 +12,7 @@ _STOP = (*_FOUND, type, ModuleType, FrameType)
 _STEPS = 5  # a module in the __dict__ of an object in a list in a closure; 3.10 has the __dict__
 
 
-def held_by(*roots: object) -> list[Any]:
+def reachable_from(*roots: object) -> list[Any]:
     """List the modules, tensors and random generators that the roots lead to, each once.
 
     A module is not looked into, and of a function's globals only those that its code names count.

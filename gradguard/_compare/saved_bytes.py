@@ -24,7 +24,7 @@ _PARTS = {
 """The methods that give the tensors with storage that a tensor of this layout consists of."""
 
 
-class Kept:
+class SavedBytes:
     """The bytes that autograd keeps for backward under `hooks`, parameters left out.
 
     A storage counts once, whole, however many saved tensors share it, from when the first is

@@ -72,6 +72,8 @@ __all__ = [
     "TORCH_GUARDS",
     "CompileContext",
     "InferenceToken",
+    "allocations",
+    "can_record_allocations",
     "default_store",
     "enter_inference",
     "exit_inference",
@@ -121,6 +123,34 @@ def default_store() -> Any:
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._get_default_store()  # noqa: SLF001
+
+
+# torch.profiler has each allocation, too, but its Kineto writes to stderr as it starts and stops
+# (2.13), and gives their order by way of a file.
+_PROFILER = ("ProfilerConfig", "ProfilerState", "_enable_profiler_legacy", "_profiler_enabled")
+
+
+def can_record_allocations() -> bool:
+    """Tell whether `allocations` can run: torch has what it takes, and no profiler is active."""
+    profiler: Any = torch.autograd
+    return all(hasattr(profiler, name) for name in _PROFILER) and not profiler._profiler_enabled()  # noqa: SLF001
+
+
+def allocations(call: Callable[[], object]) -> list[int]:
+    """Run it; return the bytes that it allocated on the CPU and, negative, freed, in order."""
+    profiler: Any = torch.autograd
+    native: Any = torch._C  # noqa: SLF001 (see above)
+    options = native._profiler._ExperimentalConfig()  # noqa: SLF001 (the config asks for one)
+    config = profiler.ProfilerConfig(
+        profiler.ProfilerState.CPU, False, True, False, False, False, options
+    )
+    profiler._enable_profiler_legacy(config)  # noqa: SLF001 (see above)
+    try:
+        call()
+    finally:
+        threads = profiler._disable_profiler_legacy()  # noqa: SLF001 (see above)
+    events = (event for events in threads for event in events)
+    return [event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc"]
 
 
 def not_compiled(reason: str) -> Callable[[F], F]:

@@ -21,8 +21,8 @@ from gradguard._compare import measuring as _measure
 from gradguard._compare import putting_back as _snapshot
 from gradguard._compare import table as texts
 from gradguard._compare.figures import ModeComparison, ModeFigures
-from gradguard._compare.reachable import held_by
-from gradguard._compare.saved_bytes import Kept
+from gradguard._compare.reachable import reachable_from
+from gradguard._compare.saved_bytes import SavedBytes
 from gradguard._core.places import file_shown
 
 MODES = ("grad", "no_grad", "inference_mode")
@@ -154,7 +154,7 @@ class TestKeptBytes:
 
     def test_let_go_of_a_result_that_saves_itself(self):
         """Counting makes no cycle: what autograd saved is free as soon as the graph is."""
-        kept = Kept()
+        kept = SavedBytes()
         leaf = torch.ones(4, requires_grad=True)
         with kept.hooks():
             result = leaf.exp()
@@ -165,7 +165,7 @@ class TestKeptBytes:
     def test_do_not_disturb_backward(self):
         """Backward inside the hooks gives the gradient that it gives outside."""
         leaf = torch.ones(4, requires_grad=True)
-        with Kept().hooks():
+        with SavedBytes().hooks():
             (leaf.exp() * leaf).sum().backward()
         assert torch.equal(leaf.grad, 2 * torch.ones(4).exp())
 
@@ -189,7 +189,7 @@ class TestKeptBytes:
         leaf = torch.ones(8, 4, requires_grad=True)
         run = functools.partial(functools.reduce, lambda y, step: step(y), program, leaf)
         result = run()  # alive meanwhile, or storages would be given again
-        kept = Kept()
+        kept = SavedBytes()
         with kept.hooks():
             again = run()
         assert kept.most == sum(storage.nbytes() for storage in saved_in(result))
@@ -754,7 +754,7 @@ class TestHeld:
             return (lambda: [inner()]), slotted, a, b
 
         fn.attribute = nets[7]
-        held = held_by(fn, Holder(nets[4]).predict, (nets[5],), {"key": {1: nets[6]}})
+        held = reachable_from(fn, Holder(nets[4]).predict, (nets[5],), {"key": {1: nets[6]}})
         assert {id(net) for net in nets} <= {id(value) for value in held}
 
     def test_by_globals_that_it_names_alone(self, monkeypatch):
@@ -762,7 +762,7 @@ class TestHeld:
         named, other = nn.Linear(1, 1), nn.Linear(1, 1)
         monkeypatch.setitem(globals(), "a_net", named)
         monkeypatch.setitem(globals(), "another_net", other)
-        held = held_by(lambda: [(lambda: a_net)])  # noqa: F821 (set above)
+        held = reachable_from(lambda: [(lambda: a_net)])  # noqa: F821 (set above)
         assert named in held
         assert other not in held
 
@@ -778,7 +778,7 @@ class TestHeld:
         def fn():
             return proxy, later
 
-        assert held_by(fn, proxy) == []
+        assert reachable_from(fn, proxy) == []
         later = 1
 
 
