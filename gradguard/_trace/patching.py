@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from gradguard._core import compiling
 from gradguard._core.frames import is_ours
 from gradguard._core.guard_types import Guard, SetGrad
+from gradguard._core.inference_guards import InferenceMode
 from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import INFERENCE_TOKEN, TORCH_GUARDS, enter_inference
 from gradguard._trace.open_switches import Role
@@ -194,9 +195,10 @@ def own_methods() -> Iterator[Method]:
     yield Method(Body, "resume", Role.ENTRY)
     yield Method(Body, "suspend", Role.EXIT)
     yield Method(Body, "finish", Role.EXIT)
-    classes: list[type] = [Guard]
+    # By name, too: its module is loaded with the first guard, perhaps after the patches.
+    classes: list[type] = [Guard, InferenceMode]
     for each in classes:
-        classes += each.__subclasses__()
+        classes += [one for one in each.__subclasses__() if one not in classes]
         yield from _entry_and_exit(each)
 
 

@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gradguard import watch_training
+from gradguard.integrations._watching import Watching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from torch.optim import Optimizer
-
-    from gradguard import GradModeError, TrainingWatch
 
 __all__ = ["GradGuardCallback"]
 
 
-class GradGuardCallback(Callback):
+class GradGuardCallback(Watching, Callback):
     """Watch the module and all its optimizers with `gradguard.watch_training` while fit runs.
 
     The watch begins once the optimizers are made, before the sanity check, and ends with fit, also
@@ -45,31 +41,17 @@ class GradGuardCallback(Callback):
 
     """
 
-    def __init__(
-        self,
-        *,
-        allow: Iterable[str] = (),
-        patience: int = 1,
-        on_violation: Literal["raise", "warn"] | Callable[[GradModeError], object] = "raise",
-    ) -> None:
-        self._options: dict[str, Any] = {
-            "allow": allow if isinstance(allow, str) else tuple(allow),
-            "patience": patience,
-            "on_violation": on_violation,
-        }
-        self.watch: TrainingWatch | None = None
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin: the optimizers are made by now."""
         # Where configure_optimizers returns None there is one that holds nothing.
         optimizers = tuple(one for one in trainer.optimizers if any(_parameters(one)))
         if optimizers:
             only: Any = optimizers[0] if len(optimizers) == 1 else optimizers
-            self.watch = watch_training(pl_module, only, **self._options)
+            self._begin(pl_module, only)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """End with the fit."""
-        self._remove()
+        self.remove()
 
     def on_exception(
         self,
@@ -78,11 +60,7 @@ class GradGuardCallback(Callback):
         exception: BaseException,  # noqa: ARG002
     ) -> None:
         """End with what ended the fit."""
-        self._remove()
-
-    def _remove(self) -> None:
-        if self.watch is not None:
-            self.watch.remove()
+        self.remove()
 
 
 def _parameters(optimizer: Optimizer) -> list[bool]:

@@ -6,24 +6,22 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradguard import watch_training
+from gradguard.integrations._watching import Watching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
     from torch.utils.hooks import RemovableHandle
 
-    from gradguard import GradModeError, TrainingWatch
-
 __all__ = ["GradGuardCallback"]
 
 
-class GradGuardCallback(TrainerCallback):
+class GradGuardCallback(Watching, TrainerCallback):
     """Watch the model and the optimizer with `gradguard.watch_training` while ``train()`` runs.
 
     The watch begins before the first step and ends with the training. A Trainer tells its callbacks
@@ -47,20 +45,7 @@ class GradGuardCallback(TrainerCallback):
 
     """
 
-    def __init__(
-        self,
-        *,
-        allow: Iterable[str] = (),
-        patience: int = 1,
-        on_violation: Literal["raise", "warn"] | Callable[[GradModeError], object] = "raise",
-    ) -> None:
-        self._options: dict[str, Any] = {
-            "allow": allow if isinstance(allow, str) else tuple(allow),
-            "patience": patience,
-            "on_violation": on_violation,
-        }
-        self.watch: TrainingWatch | None = None
-        self._hook: RemovableHandle | None = None
+    _hook: RemovableHandle | None = None
 
     def on_train_begin(
         self,
@@ -80,7 +65,7 @@ class GradGuardCallback(TrainerCallback):
 
         if code is not None:  # else somebody calls this by hand, and will end it by hand
             self._hook = model.register_forward_pre_hook(end_outside)
-        self.watch = watch_training(model, kwargs["optimizer"], **self._options)
+        self._begin(model, kwargs["optimizer"])
 
     def on_train_end(
         self,
@@ -94,8 +79,7 @@ class GradGuardCallback(TrainerCallback):
 
     def remove(self) -> None:
         """Take the watch off; calling it again does nothing."""
-        if self.watch is not None:
-            self.watch.remove()
+        super().remove()
         if self._hook is not None:
             self._hook.remove()
 

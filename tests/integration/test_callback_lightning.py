@@ -1,6 +1,9 @@
 """gradguard.integrations.lightning under a real Lightning Trainer."""
 
 import logging
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import pytest
@@ -204,3 +207,59 @@ def test_on_two_ranks(tmp_path):
     trainer(callback, tmp_path, devices=2, strategy="ddp_fork", max_epochs=1).fit(
         Module(), loader(), loader()
     )
+
+
+ONE_RANK = """
+import lightning, torch
+from torch.utils.data import DataLoader, TensorDataset
+from gradguard.integrations.lightning import GradGuardCallback
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False  # else Lightning turns grad on around each step
+        self.net = torch.nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, at):
+        if self.global_rank == 1 and at == 1:
+            torch.set_grad_enabled(False)  # left
+        loss = self(batch[0]).square().mean()
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+if __name__ == "__main__":
+    data = DataLoader(TensorDataset(torch.randn(16, 4)), batch_size=2)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, enable_model_summary=False,
+        callbacks=[GradGuardCallback()], **quiet,
+    ).fit(Module(), data)
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_a_fault_on_one_of_two_ranks(tmp_path):
+    """The rank and the line are told, and the job ends; the other rank does not wait for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(ONE_RANK), encoding="utf-8")
+    lines = script.read_text(encoding="utf-8").splitlines()
+    (left,) = [at for at, text in enumerate(lines, 1) if text.endswith("# left")]
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "rank 1 of 2" in done.stderr, done.stderr[-3000:]
+    assert "Grad mode was left off" in done.stderr
+    assert f"script.py:{left}" in done.stderr

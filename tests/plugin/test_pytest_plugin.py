@@ -156,6 +156,15 @@ def _kept_by(module):
     return [kept for kept in getattr(module, "kept", []) if hasattr(kept, "close")]
 
 
+def test_a_guard_of_a_module_that_is_loaded_later(pytester):
+    """The line is named also where torch is imported long before gradguard's first guard."""
+    pytester.makeconftest("import torch")
+    source = "def test_leak():\n    import gradguard\n    global kept\n    kept = gradguard.inference_mode()\n    kept.__enter__()  # here\n"
+    pytester.makepyfile(test_it=source)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--gradguard=warn")
+    result.stdout.fnmatch_lines(["*Switched at *test_it.py:5 in *"])
+
+
 def test_both_flags_are_told(run):
     """Inference mode is a second flag: what was left of each is said."""
     result = run("\nkept = torch.inference_mode()\ndef test_a():\n    kept.__enter__()\n" + NEXT)
