@@ -25,9 +25,11 @@ def left(caller: FrameType | None = None) -> Left | None:
     if recording is None:
         return None
     opened = recording.thread.opened
+    if caller is not None and opened.is_held_by(caller.f_code):
+        return None  # by far the most: a call right in the block that switched
     record = opened.last() or opened.exit
     if record is None or (caller is not None and record.holder is caller.f_code):
-        return None  # by far the most: a call right in the block that switched
+        return None
     state = grad_state()
     if state == _RECORDING or record.after != state or _is_running(record.holder):
         return None

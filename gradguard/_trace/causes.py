@@ -50,7 +50,7 @@ def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
     ``guard.__enter__()`` called by hand opens none. Where a context manager of the user's switches
     as it is entered, by whatever guard or call, the block is that of its own ``with``.
     """
-    if role is Role.ENTRY and frame is not None and _is_plain(frame.f_code):
+    if role is Role.ENTRY and frame is not None and is_plain(frame.f_code):
         return frame.f_code  # by far the most: a `with` in a function, which ends before it does
     holder, found = None, frame
     for _ in range(_FAR):
@@ -66,6 +66,21 @@ def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
     return frame.f_code
 
 
+def is_call_of_torchs(frame: FrameType) -> bool:
+    """Tell whether `frame` switches by a plain call of torch's own, as `cause_of` would find."""
+    part = _part_of_a_guard(frame)
+    if part is Role.CALL and frame.f_back is not None:
+        frame = frame.f_back
+        part = _part_of_a_guard(frame)
+    return not part and is_torchs(frame)
+
+
+def is_plain(code: CodeType) -> bool:
+    """Tell whether the `with` blocks of a function end before it does, whoever calls it."""
+    entering = code.co_name in _ENTERING or "__enter__" in code.co_names
+    return not entering and not code.co_flags & _GENERATORS
+
+
 def is_torchs(frame: FrameType | None) -> bool:
     """Tell whether a plain call that switches is torch's own."""
     if frame is None:
@@ -77,11 +92,6 @@ def is_torchs(frame: FrameType | None) -> bool:
             _torchs.clear()
         known = _torchs[id(code)] = (code, module_of(frame).partition(".")[0] == "torch")
     return known[1]
-
-
-def _is_plain(code: CodeType) -> bool:
-    entering = code.co_name in _ENTERING or "__enter__" in code.co_names
-    return not entering and not code.co_flags & _GENERATORS
 
 
 def _part_of_a_guard(frame: FrameType) -> "Role | bool":

@@ -7,9 +7,10 @@ guard are paired, and a plain call takes back only plain calls of the same block
 """
 
 import enum
+import threading
 from collections import deque
 from types import CodeType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from gradguard._trace.switch import RecordedSwitch
 
@@ -49,6 +50,11 @@ class _Open(NamedTuple):
     record: RecordedSwitch | None
 
 
+Entry: TypeAlias = "tuple[int, GradState, GradState, CodeType, int, int]"
+"""A block just entered: its guard's key, the mode before and after, and the code, instruction and
+number of the switch. Most are left again before anybody asks, so no more is made of them."""
+
+
 class OpenSwitches:
     """The open switches of one thread, outermost first.
 
@@ -60,6 +66,8 @@ class OpenSwitches:
 
     def __init__(self, alive: dict[int, RecordedSwitch], ended: deque[RecordedSwitch]) -> None:
         self._stack: list[_Open] = []
+        self._entered: list[Entry] = []  # within all that is in the stack
+        self._thread = threading.current_thread().name, threading.get_ident()
         self._alive = alive
         self._ended = ended
         self._call: tuple[_Open, list[_Open]] | None = None  # the last, and what it took back
@@ -67,6 +75,7 @@ class OpenSwitches:
 
     def __del__(self) -> None:
         """Hand over what is still open: the thread has ended."""
+        self._settle()
         for opened in self._stack:
             if opened.record is not None:
                 self._alive.pop(opened.record.number, None)
@@ -74,18 +83,58 @@ class OpenSwitches:
 
     def last(self) -> RecordedSwitch | None:
         """Return what was switched last of all that is open."""
+        self._settle()
         for opened in reversed(self._stack):
             if opened.record is not None:
                 return opened.record
         return None
 
+    def is_held_by(self, code: CodeType) -> bool:
+        """Tell whether the innermost block is one that this function has entered itself."""
+        return bool(self._entered) and self._entered[-1][3] is code
+
+    def enter(self, entry: Entry) -> None:
+        """Open a block whose entry has switched, in a function that will leave it."""
+        self._call = self.exit = None
+        self._entered.append(entry)
+
+    def leave(self, key: int, after: "GradState") -> bool:
+        """Close the innermost block, if it is this guard's and brings back what it found."""
+        entered = self._entered
+        if entered:
+            innermost = entered[-1]
+            if innermost[0] == key and innermost[1] is after:
+                self._call = self.exit = None
+                entered.pop()
+                return True
+            self._settle()
+        return self._pop(key, after)
+
     def push(self, cause: Cause, record: RecordedSwitch) -> None:
         """Open a block whose entry has switched: what `follow` does then, and no more."""
+        self._settle()
         self._call = self.exit = None
         self._open(_Open(cause, record.before, record))
 
-    def pop(self, key: int, after: "GradState") -> bool:
-        """Close the innermost block, if it is this guard's and brings back what it found."""
+    def _settle(self) -> None:
+        """Put what was just entered in the stack."""
+        if self._entered:
+            entered, self._entered = self._entered, []
+            for key, before, after, code, instruction, number in entered:
+                record = RecordedSwitch(
+                    code,
+                    instruction,
+                    self._thread[0],
+                    before,
+                    after,
+                    number=number,
+                    thread_id=self._thread[1],
+                    at=0,
+                    holder=code,
+                )
+                self._open(_Open(Cause(Role.ENTRY, key), before, record))
+
+    def _pop(self, key: int, after: "GradState") -> bool:
         top = self._stack[-1] if self._stack else None
         if top is None or top.cause.key != key or top.cause.role is not Role.ENTRY:
             return False
@@ -99,6 +148,7 @@ class OpenSwitches:
 
     def hold(self, cause: Cause, holder: CodeType | None) -> None:
         """Give the block of a ``set_grad_enabled(…)`` that was entered after it had switched."""
+        self._settle()
         top = self._stack[-1] if self._stack else None
         if top is not None and top.record is not None and top.cause.key == cause.key:
             top.record.holder = holder
@@ -107,6 +157,7 @@ class OpenSwitches:
         self, cause: Cause, after: "GradState", record: RecordedSwitch | None, now: int
     ) -> None:
         """Open or close switches; `record` is None where the mode did not change."""
+        self._settle()
         call, self._call = self._call, None
         before = after if record is None else record.before
         if record is not None:

@@ -11,12 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from time import perf_counter_ns
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from gradguard._core.frames import Line, frames_of
+from gradguard._core.frames import USER, Line, frames_of, whose
 from gradguard._core.places import written
-from gradguard._trace.causes import cause_of, holder_of, is_torchs
+from gradguard._trace.causes import cause_of, holder_of, is_plain, is_torchs
 from gradguard._trace.open_switches import Cause, OpenSwitches, Role
 from gradguard._trace.switch import RecordedSwitch, Switch
 
@@ -42,6 +42,8 @@ class Recorder:
         self.rings: tuple[deque[RecordedSwitch], ...] = ()
         self.quiet = True  # whether nobody asks for more than what is still open
         self._numbers = itertools.count()
+        # The user's functions whose `with` blocks need no look at the frames around them, by id.
+        self._plain: dict[int, tuple[CodeType, bool]] = {}
         self.latest = -1  # the number of the last record
         self._alive: dict[int, RecordedSwitch] = {}
         self._ended: deque[RecordedSwitch] = deque(maxlen=_MOST_OF_ENDED_THREADS)
@@ -68,7 +70,15 @@ class Recorder:
 
     def entered(self, key: int, before: "GradState", after: "GradState", frame: FrameType) -> None:
         """Record the entry of a guard that `frame` uses."""
-        cause, opened = Cause(Role.ENTRY, key), self.thread.opened
+        opened, code = self.thread.opened, frame.f_code
+        known = self._plain.get(id(code))
+        if known is None or known[0] is not code:
+            known = self._plain[id(code)] = code, is_plain(code) and whose(frame) == USER
+        if known[1] and before is not after:
+            number = self.latest = next(self._numbers)
+            opened.enter((key, before, after, code, frame.f_lasti, number))
+            return
+        cause = Cause(Role.ENTRY, key)
         if before is after:
             opened.follow(cause, after, None, 0)
             opened.hold(cause, holder_of(frame, Role.ENTRY))

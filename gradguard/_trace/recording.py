@@ -27,6 +27,7 @@ from gradguard._core.suspendable import Suspendable
 from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import CompileContext
 from gradguard._trace import recorder as _recorder
+from gradguard._trace.causes import is_call_of_torchs
 from gradguard._trace.open_switches import Cause, Role
 from gradguard._trace.patching import Patches, own_methods, token_methods, torch_methods
 from gradguard._trace.recorder import Recorder
@@ -47,6 +48,12 @@ class _Recorded:
         self.original = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recorder = _recorder.current
+        if recorder is not None and recorder.quiet:
+            # By far the most calls: those of a guard whose entry or exit is seen as a whole, and of
+            # torch's own functions, an optimizer's step, say.
+            if recorder.thread.busy or is_call_of_torchs(sys._getframe(1)):  # noqa: SLF001
+                return self.original(*args, **kwargs)
         return _watch(_CALL, self.original, *args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
@@ -130,7 +137,7 @@ def _exit(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             thread.busy = False
         after = grad_state()
-        if not thread.opened.pop(id(guard), after):
+        if not thread.opened.leave(id(guard), after):
             recorder.exited(id(guard), before, after, sys._getframe(1))  # noqa: SLF001
         return result
 
