@@ -1,7 +1,7 @@
 """`eval-mode`: training on in eval mode, because somebody called `eval()` and forgot."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection
 
 from torch import nn
 from torch.optim import Optimizer
@@ -114,15 +114,12 @@ class Evals:
             first_step=self._scene.steps,
         )
 
-    def _around(self, module: nn.Module) -> Iterator[Episode]:
+    def _around(self, module: nn.Module) -> Collection[Episode]:
         episode = self._open.get(id(module))
         if episode is not None and episode.root() is module:
-            yield episode
-            return
-        for each in list(self._open.values()):
-            root = each.root()
-            if root is not None and self._covers(root, module):
-                yield each
+            return (episode,)
+        around = ((each, each.root()) for each in list(self._open.values()))
+        return [e for e, root in around if root is not None and self._covers(root, module)]
 
     def _covers(self, root: nn.Module, module: nn.Module) -> bool:
         """Tell whether a module lies in another, or is no more than a wrapper around it."""

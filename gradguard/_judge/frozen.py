@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -51,8 +52,10 @@ class FrozenMoves:
         if suspects:
             self._before[id(optimizer)] = [(p, p.detach().clone()) for p in suspects]
 
-    def after(self, optimizer: Optimizer) -> None:
+    def after(self, optimizer: Optimizer, frame: FrameType) -> None:
         """Tell what has moved."""
+        if not self._before:
+            return
         moved: dict[Line | None, list[Tensor]] = {}
         for p, before in self._before.pop(id(optimizer), ()):
             self._tries[id(p)] = self._tries.get(id(p), 0) + 1
@@ -62,14 +65,14 @@ class FrozenMoves:
                 moved.setdefault(line if known else None, []).append(p)
                 self._tries[id(p)] = _TRIES
         for line, found in moved.items():
-            self._tell(type(optimizer).__name__, line, found)
+            self._tell(type(optimizer).__name__, line or here(frame), found)
 
-    def _tell(self, optimizer: str, line: Line | None, found: list[Tensor]) -> None:
+    def _tell(self, optimizer: str, line: Line, found: list[Tensor]) -> None:
         names = self._scene.modules.names(found)
         model = next((kind for kind, _ in names.values()), None)
         self._scene.ledger.add(
             "frozen-moves",
-            line or here(),
+            line,
             _frozen_moves(optimizer, len(found)),
             parameters=[names[id(p)][1] for p in found if id(p) in names],
             model=model,
@@ -91,27 +94,27 @@ class FrozenNorms:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._parts: dict[int, weakref.ref[nn.Module]] = {}  # put in eval mode by their own call
+        self.parts: dict[int, weakref.ref[nn.Module]] = {}  # put in eval mode by their own call
         self._undone: dict[int, _Undone] = {}
 
     def evaluated(self, module: nn.Module) -> None:
         """Note a user's `eval()` of a module."""
         if not any(map(is_norm, self._scene.modules.depends_on_mode(module))):
             return
-        self._parts[id(module)] = weakref.ref(module)
+        self.parts[id(module)] = weakref.ref(module)
         for key in self._scene.modules.tree(module):
             self._undone.pop(key, None)
 
     def ran(self, module: nn.Module) -> None:
         """Note that the program called a module itself: its eval mode was for this."""
-        self._parts.pop(id(module), None)
+        self.parts.pop(id(module), None)
 
     def trained(self, module: nn.Module, line: Line) -> None:
         """Note a user's `train()` of a module, before it acts."""
         self._undone.pop(id(module), None)  # woken by a call of its own
         tree = self._scene.modules.tree(module)
-        for key in [key for key in self._parts if key in tree]:
-            part = self._parts.pop(key)()
+        for key in [key for key in self.parts if key in tree]:
+            part = self.parts.pop(key)()
             if part is not None and part is not module:
                 for norm in self._frozen(part):
                     version = _version(norm)
@@ -120,7 +123,7 @@ class FrozenNorms:
 
     def step(self) -> None:
         """Tell which of them have run in train mode since."""
-        for key, undone in list(self._undone.items()):
+        for key, undone in list(self._undone.items()) if self._undone else ():
             norm = undone.norm()
             if norm is None:
                 del self._undone[key]

@@ -4,7 +4,7 @@ It knows nothing of hooks, processes or output. What a feeder cannot know it lea
 """
 
 from collections.abc import Callable, Iterable
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from gradguard._judge.graphs import Graphs
 from gradguard._judge.inference_tensors import InferenceTensors, is_inference
 from gradguard._judge.leaks import Leaks
 from gradguard._judge.ledger import Ledger
-from gradguard._judge.lines import Line, here, outside
-from gradguard._judge.modules import Seen
+from gradguard._judge.lines import Line, here, is_method, outside
+from gradguard._judge.modules import Held, Seen, has_gradient
 from gradguard._judge.no_effect import NoEffect
 from gradguard._judge.scene import Scene, is_recording
 from gradguard._judge.stale_parameters import Places
@@ -60,6 +60,7 @@ class Judge:
         self.gradients = NoGradients(self.scene)
         self.unregistered = Unregistered(self.scene)
         self.no_effect = NoEffect(self.scene, self.graphs)
+        self._callers: dict[int, CodeType] = {}  # the user's code outside all modules, by id
 
     def began(self, forward: Forward) -> None:
         """Take a forward that the program called, where its module is new in these modes."""
@@ -91,28 +92,39 @@ class Judge:
         """Take a forward that the program called, and what it returned."""
         scene = self.scene
         scene.forwards += 1
-        self.norms.ran(forward.module)
+        if self.norms.parts:
+            self.norms.ran(forward.module)
         if not forward.recorded and isinstance(output, Tensor) and output.grad_fn is not None:
             forward.recorded = True  # the forward itself has switched recording on
         if not (forward.recorded or forward.training):
-            self.evals.forward(forward)
+            if self.evals.is_open():
+                self.evals.forward(forward)
             if forward.left is not None:
                 self.leaks.train_wanted(forward.module, forward.left)
             self.train_mode.forward_in_eval(forward)
             return
-        frame, owner = outside(forward.frame)
+        frame, owner = self._outside(forward.frame)
         if not forward.recorded:
             self.leaks.unrecorded(forward)
             self.train_mode.forward(forward, frame, owner or forward.module)
             return
         if forward.training:
             scene.recorded_at = scene.tick()
-        else:
+        elif self.evals.is_open():
             self.evals.forward(forward)
         if not forward.differentiated or forward.training:
             known = self.graphs.returned(forward, output, frame, owner or forward.module)
             if forward.training:
                 self.leaks.recorded(forward, known=known)
+
+    def _outside(self, frame: FrameType | None) -> tuple[FrameType, nn.Module | None]:
+        """Return what `outside` does; by far the most calls are made outside all modules."""
+        if frame is not None and self._callers.get(id(frame.f_code)) is frame.f_code:
+            return frame, None
+        found, owner = outside(frame)
+        if found is frame and not is_method(frame):
+            self._callers[id(frame.f_code)] = frame.f_code
+        return found, owner
 
     def _ran(self, seen: Seen, frame: FrameType | None, *, recorded: bool) -> Line:
         line = here(frame)
@@ -127,12 +139,15 @@ class Judge:
             )
         return line
 
-    def backward(self, roots: Iterable[object], left: Left | None, *, to_leaves: bool) -> None:
-        """Take a call of autograd, before it runs."""
-        recorded = all(r.requires_grad for r in roots if isinstance(r, Tensor))
-        if not recorded:
-            self.leaks.failing_backward(left)
-        elif to_leaves:
+    def backward(
+        self, roots: Iterable[object], left: Callable[[], Left | None], *, to_leaves: bool
+    ) -> None:
+        """Take a call of autograd, before it runs; `left` is asked where nothing was recorded."""
+        for root in roots:
+            if isinstance(root, Tensor) and not root.requires_grad:
+                self.leaks.failing_backward(left())
+                return
+        if to_leaves:
             self.scene.backward_at = self.scene.tick()
 
     def zeroed(self, owner: object) -> None:
@@ -160,28 +175,28 @@ class Judge:
         """Take a state that an optimizer was given."""
         self.inference.loaded(self.scene.optimizers.of(optimizer), line)
 
-    def before_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+    def before_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
         """Take a step before its update."""
         held = self.scene.optimizers.of(optimizer)
         if not closure:
-            self._step(optimizer, closure=False)
+            self._step(optimizer, held, here(frame), closure=False)
         self.frozen.before(optimizer, held)
 
-    def after_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+    def after_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
         """Take a step after its update."""
         if closure:
-            self._step(optimizer, closure=True)
-        self.frozen.after(optimizer)
+            held = self.scene.optimizers.of(optimizer)
+            self._step(optimizer, held, here(frame), closure=True)
+        self.frozen.after(optimizer, frame)
 
-    def _step(self, optimizer: Optimizer, *, closure: bool) -> None:
-        scene, line = self.scene, here()
-        held = scene.optimizers.of(optimizer)
+    def _step(self, optimizer: Optimizer, held: Held, line: Line, *, closure: bool) -> None:
+        scene = self.scene
         scene.steps += 1
         held.steps += 1
         self.inference.step(optimizer, held, line)
         stale = self.places.step(optimizer)
         leaked = self.leaks.step(held.last)
-        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+        if has_gradient(optimizer):
             held.good += 1
             self.steps.good(held, line)
             self.gradients.step(optimizer, held)

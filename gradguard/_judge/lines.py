@@ -23,6 +23,7 @@ class Line(NamedTuple):
         return linecache.getline(self.filename, self.lineno).strip() or None
 
 
+_lines: dict[tuple[int, int], tuple[CodeType, Line]] = {}
 _methods: dict[int, tuple[CodeType, bool]] = {}  # by id: the hash of a code goes over all of it
 _MOST_CODE = 10_000  # code may be made anew again and again
 
@@ -36,7 +37,16 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
 
 def line_at(frame: FrameType) -> Line:
     """Return the line that a frame is at."""
-    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+    # Asked of a frame it takes as long as its function has lines.
+    code = frame.f_code
+    key = id(code), frame.f_lasti
+    known = _lines.get(key)
+    if known is None or known[0] is not code:
+        if len(_lines) > _MOST_CODE:
+            _lines.clear()
+        line = Line(code.co_filename, frame.f_lineno, code.co_name)
+        known = _lines[key] = code, line
+    return known[1]
 
 
 def here(frame: FrameType | None = None) -> Line:

@@ -191,6 +191,15 @@ def parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def has_gradient(optimizer: Optimizer) -> bool:
+    """Tell whether anything that an optimizer holds has a gradient."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                return True
+    return False
+
+
 def depends_on_mode(module: nn.Module) -> bool:
     """Tell whether a module's own forward differs between train and eval mode."""
     if isinstance(module, _DropoutNd):
@@ -242,5 +251,7 @@ def has_closure(args: Any, kwargs: Any) -> bool:
 
     The hooks' args begin with the optimizer itself, or do not, by version of torch.
     """
-    given = [*args, kwargs.get("closure")]
-    return any(callable(value) and not isinstance(value, Optimizer) for value in given)
+    for value in args:
+        if not isinstance(value, Optimizer) and callable(value):
+            return True
+    return bool(kwargs) and callable(kwargs.get("closure"))

@@ -70,9 +70,12 @@ def replacement(  # noqa: C901 (one function, for the time of its calls)
             attempt(judge.began, forward)
         running.forward, running.inside = forward, inside
         try:
-            output = original(self, *args, **kwargs)
+            if plain and self._compiled_call_impl is None:
+                output = self._call_impl(*args, **kwargs)
+            else:
+                output = original(self, *args, **kwargs)
         finally:
-            running.inside = None
+            running.forward = running.inside = None  # a frame keeps all its locals alive
         if not recorded:
             forward.left = left(frame)
         attempt(judge.ended, forward, output)

@@ -5,14 +5,14 @@ import sys
 from types import CodeType, FrameType
 
 from gradguard._core.frames import outwards
-from gradguard._core.state import GradState, grad_state
+from gradguard._core.state import grad_state
 from gradguard._judge.facts import Left
 from gradguard._judge.lines import Line
+from gradguard._judge.scene import is_recording
 from gradguard._trace import recorder
 from gradguard._trace.switch import RecordedSwitch, lineno_of
 
 _CONSTANT = re.compile(r"set_grad_enabled\(\s*(?:mode\s*=\s*)?False\s*\)|__enter__")
-_RECORDING = GradState(grad_enabled=True, inference_mode=False)
 
 
 def left(caller: FrameType | None = None) -> Left | None:
@@ -22,7 +22,7 @@ def left(caller: FrameType | None = None) -> Left | None:
     thread's stack, and where something switched that no trace sees (autograd, in C++).
     """
     recording = recorder.current
-    if recording is None:
+    if recording is None or is_recording():
         return None
     opened = recording.thread.opened
     if caller is not None and opened.is_held_by(caller.f_code):
@@ -31,7 +31,7 @@ def left(caller: FrameType | None = None) -> Left | None:
     if record is None or (caller is not None and record.holder is caller.f_code):
         return None
     state = grad_state()
-    if state == _RECORDING or record.after != state or _is_running(record.holder):
+    if record.after != state or _is_running(record.holder):
         return None
     if record.library_code is not None:
         return None  # a library's own business: it switches back in a place of its own

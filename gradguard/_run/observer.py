@@ -129,13 +129,13 @@ class Observer:
         if not is_dynamo_compiling() and id(optimizer) not in self._stepping:
             self._stepping.add(id(optimizer))
             closure = has_closure(args, kwargs)
-            self._attempt(lambda: self.judge.before_step(optimizer, closure=closure))
+            self._attempt(self.judge.before_step, optimizer, _caller(), closure=closure)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_dynamo_compiling():
             self._stepping.discard(id(optimizer))
             closure = has_closure(args, kwargs)
-            self._attempt(lambda: self.judge.after_step(optimizer, closure=closure))
+            self._attempt(self.judge.after_step, optimizer, _caller(), closure=closure)
 
     def _parameter_set(self, module: nn.Module, name: str, new: Tensor | None) -> None:
         if not is_dynamo_compiling():
@@ -160,7 +160,7 @@ class Observer:
             if inside is not None and forward is not None:
                 forward.differentiated = True
             to_leaves = bool(kwargs.get("accumulate_grad"))
-            attempt(lambda: judge.backward(roots, left(), to_leaves=to_leaves))
+            attempt(judge.backward, roots, left, to_leaves=to_leaves)
             running.backward += 1
             running.inside = None
             try:
@@ -199,12 +199,12 @@ class Observer:
 
         return load_state_dict
 
-    def _attempt(self, look: Callable[..., object], *args: object) -> None:
+    def _attempt(self, look: Callable[..., object], *args: object, **kwargs: object) -> None:
         """Look, and never let the script fail by it; a failure is told at the end."""
         if not self._active:  # another tool has put its own over what was replaced
             return
         try:
-            look(*args)
+            look(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 (it is not the script's; the summary tells it)
             self.failure = (
                 f"gradguard: a check failed by itself ({type(error).__name__}: "

@@ -75,21 +75,21 @@ class Feeder:
         yield from _registrations(self)
         yield from self._accumulations()
 
-    def before_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+    def before_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
         """Take a step before its update."""
         if id(optimizer) in self._stepping:  # a step may call that of a base class
             return
         self._stepping.add(id(optimizer))
-        self.judge.before_step(optimizer, closure=closure)
+        self.judge.before_step(optimizer, frame, closure=closure)
         if not closure:
-            self._look(optimizer)
+            self._look(optimizer, frame)
 
-    def after_step(self, optimizer: Optimizer, *, closure: bool) -> None:
+    def after_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
         """Take a step after its update."""
         self._stepping.discard(id(optimizer))
-        self.judge.after_step(optimizer, closure=closure)
+        self.judge.after_step(optimizer, frame, closure=closure)
         if closure:
-            self._look(optimizer)
+            self._look(optimizer, frame)
 
     def finish(self) -> None:
         """Say what only the end shows."""
@@ -98,14 +98,14 @@ class Feeder:
         self.judge.steps.finish()
         self.judge.graphs.finish(crashed=False)
 
-    def _look(self, optimizer: Optimizer) -> None:
+    def _look(self, optimizer: Optimizer, frame: FrameType) -> None:
         scene = self.judge.scene
         held = scene.optimizers.of(optimizer)
         if any(p.grad is not None for p in parameters(optimizer)):
             self._in_a_row.step(optimizer, held)
         if held.steps & (held.steps - 1) == 0:  # ever more rarely: it is a walk
             for model in self._models:
-                self.judge.inference.forward(model, here())
+                self.judge.inference.forward(model, here(frame))
 
     def _began(self, module: nn.Module, frame: FrameType) -> None:
         if self._running is not None and self._is_inside(module, frame):

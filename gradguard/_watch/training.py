@@ -1,5 +1,6 @@
 """The watch over training: forwards and optimizer steps, through torch's own hooks."""
 
+import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -147,13 +148,15 @@ class TrainingWatch(Watch):
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True
         if not is_dynamo_compiling():
-            self._feeder.before_step(optimizer, closure=has_closure(args, kwargs))
+            frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
+            self._feeder.before_step(optimizer, frame, closure=has_closure(args, kwargs))
             self._tell()
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True
         if not is_dynamo_compiling():
-            self._feeder.after_step(optimizer, closure=has_closure(args, kwargs))
+            frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe may be None
+            self._feeder.after_step(optimizer, frame, closure=has_closure(args, kwargs))
             self._tell()
 
 

@@ -22,8 +22,8 @@ def forward(judge, model, *, training=True, recorded=True, left=None, output=Non
 
 
 def step(judge, optimizer):
-    judge.before_step(optimizer, closure=False)
-    judge.after_step(optimizer, closure=False)
+    judge.before_step(optimizer, sys._getframe(), closure=False)
+    judge.after_step(optimizer, sys._getframe(), closure=False)
 
 
 def made():
@@ -73,7 +73,7 @@ def test_each_kind_and_line_is_told_once_and_counted(caplog):
     forward(judge, model)
     with caplog.at_level(logging.INFO, "gradguard"):
         for _ in range(5):
-            judge.backward([torch.ones(1, requires_grad=True)], None, to_leaves=True)
+            judge.backward([torch.ones(1, requires_grad=True)], lambda: None, to_leaves=True)
             judge.zeroed(optimizer)
             step(judge, optimizer)
     judge.finish()
