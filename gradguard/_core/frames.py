@@ -6,7 +6,7 @@ import sys
 import sysconfig
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import NamedTuple
 
 # Modules that belong to torch without lying in its folder (torch.fx generates some).
@@ -15,6 +15,7 @@ _SITE = re.compile(r"[\\/](?:site|dist)-packages[\\/]([^\\/]+?)(?:\.py)?(?=[\\/]
 _STANDARD = f"{Path(os.__file__).parent}{os.sep}"
 
 USER, LIBRARY, PLUMBING = range(3)
+_MOST_CODE = 10_000  # code may be made anew again and again
 
 
 class Line(NamedTuple):
@@ -59,10 +60,10 @@ def frames_of(frame: FrameType) -> tuple[FrameType | None, FrameType | None, Fra
     """Return the first frame of the user's, the first of a library within it, and the last seen."""
     library, last = None, frame
     for last in outwards(frame):
-        whose = _whose(module_of(last), last.f_code.co_filename)
-        if whose == USER:
+        owner = whose(last)
+        if owner == USER:
             return last, library, last
-        if whose == LIBRARY and library is None:
+        if owner == LIBRARY and library is None:
             library = last
     return None, library, last
 
@@ -80,7 +81,14 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def whose(frame: FrameType) -> int:
     """Return whose code a frame runs: `USER`, `LIBRARY` or `PLUMBING`."""
-    return _whose(module_of(frame), frame.f_code.co_filename)
+    code = frame.f_code
+    codes = _known_now().codes
+    known = codes.get(id(code))
+    if known is None or known[0] is not code:
+        if len(codes) > _MOST_CODE:
+            codes.clear()
+        known = codes[id(code)] = code, _whose(module_of(frame), code.co_filename)
+    return known[1]
 
 
 def is_library(filename: str) -> bool:
@@ -95,6 +103,8 @@ class _Known:
         self.program = program
         self.packages = _packages_of(program)
         self.whose: dict[tuple[str, str], int] = {}
+        # The same by id of code: its hash goes over all of it.
+        self.codes: dict[int, tuple[CodeType, int]] = {}
 
 
 _libraries: tuple[str, ...] = ()
@@ -107,12 +117,17 @@ def set_libraries(names: Collection[str]) -> None:
     _libraries, _known = tuple(names), None
 
 
-def _whose(module: str, filename: str) -> int:
+def _known_now() -> _Known:
     global _known  # noqa: PLW0603 (as above)
     known = _known
     program = sys.modules.get("__main__")
     if known is None or known.program is not program:
         known = _known = _Known(program)
+    return known
+
+
+def _whose(module: str, filename: str) -> int:
+    known = _known_now()
     whose = known.whose.get((module, filename))
     if whose is None:
         whose = known.whose[module, filename] = _of(module, filename, known.packages)

@@ -50,7 +50,7 @@ class NoGradients:
 
     def add(self, held: Held, parameter: Tensor) -> None:
         """Follow a parameter from now on."""
-        if held.pending is not None and can_learn(parameter) and parameter.grad is None:
+        if held.pending is not None and parameter.grad is None and can_learn(parameter):
             held.pending[id(parameter)] = weakref.ref(parameter), 0
 
     def finish(self) -> None:

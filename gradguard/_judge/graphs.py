@@ -40,7 +40,8 @@ class Calling:
         self.used = 0
         self.dropped = 0  # graphs that are gone and were not used
         self.alive: dict[int, int] = {}  # the step in which each graph that is alive was made
-        self.mark = 0  # how many were alive when last looked at
+        self.grows = False  # whether more were alive than `_MANY` before
+        self.limit = _MANY  # with more alive they are looked at
 
 
 class _Graph:
@@ -103,12 +104,14 @@ class Graphs:
     def step(self) -> None:
         """Look whether the graphs of earlier steps grow in number."""
         for calling in self._lines.values():
-            if len(calling.alive) > 2 * max(calling.mark, _MANY):
+            if len(calling.alive) > calling.limit and self._old(calling) > calling.limit:
                 count = self._kept(calling)
-                if count > 2 * max(calling.mark, _MANY):
-                    if calling.mark:
-                        self._tell_kept(calling, count)
-                    calling.mark = count
+                if count <= calling.limit:  # garbage, in a cycle: to collect it takes long
+                    calling.limit *= 2
+                    continue
+                if calling.grows:
+                    self._tell_kept(calling, count)
+                calling.grows, calling.limit = True, count + _MANY
 
     def finish(self, *, crashed: bool) -> None:
         """Tell what was found; of a graph that is alive at a crash nothing can be said."""

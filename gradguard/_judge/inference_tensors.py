@@ -12,6 +12,7 @@ from gradguard._judge.lines import Line
 from gradguard._judge.modules import Held, parameters
 from gradguard._judge.scene import Scene
 
+_AT_ONCE = 512  # parameters that are looked at in one step
 _PARAMETERS, _BUFFERS, _STATE = "parameters", "buffers", "optimizer state"
 
 
@@ -59,19 +60,29 @@ class InferenceTensors:
             self._states.setdefault(id(held), line)
         if held.steps & (held.steps - 1):
             return
-        self._look(_PARAMETERS, [p for p in parameters(optimizer) if p.requires_grad], line)
+        some = _some(parameters(optimizer), held.steps.bit_length())
+        self._look(_PARAMETERS, [p for p in some if p.requires_grad], line)
         if not is_inference_mode_enabled():
-            self._look_at_state(optimizer, held, line)
+            self._look_at_state(optimizer, some, self._states.get(id(held), line))
 
-    def _look_at_state(self, optimizer: Optimizer, held: Held, line: Line) -> None:
+    def look(self, tensors: Iterable[Tensor], line: Line) -> None:
+        """Look at some of a trained model's parameters and buffers."""
+        for tensor in tensors:
+            if is_inference(tensor):
+                trained = isinstance(tensor, nn.Parameter)
+                if tensor.requires_grad or not trained:
+                    self._look(_PARAMETERS if trained else _BUFFERS, [tensor], line)
+
+    def _look_at_state(self, optimizer: Optimizer, some: list[Tensor], line: Line) -> None:
+        states = (optimizer.state[p] for p in some if p in optimizer.state)
         values = [
             value
-            for state in optimizer.state.values()
+            for state in states
             if isinstance(state, dict)
             for value in state.values()
             if isinstance(value, Tensor) and value.dim() > 0
         ]
-        self._look(_STATE, values, self._states.get(id(held), line))
+        self._look(_STATE, values, line)
 
     def _look(self, what: str, tensors: Iterable[Tensor], line: Line) -> None:
         by_line: dict[Line, list[Tensor]] = {}
@@ -114,6 +125,12 @@ class InferenceTensors:
             for name, buffer in module.named_buffers()
             if id(buffer) in wanted
         ]
+
+
+def _some(every: list[Tensor], turn: int) -> list[Tensor]:
+    """Return all of a few tensors, else as many as one look may cost, others at each turn."""
+    start = turn * _AT_ONCE % max(len(every), 1)
+    return every[start : start + _AT_ONCE] if len(every) > _AT_ONCE else every
 
 
 def is_inference(tensor: Tensor) -> bool:

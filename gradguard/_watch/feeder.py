@@ -1,5 +1,6 @@
 """What a watch over training sees, told to the judge."""
 
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,6 +24,7 @@ from gradguard._watch.hooks import Hook
 from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.watch import Removable
 
+_AT_ONCE = 32  # parameters and buffers looked at in one step
 _PATIENCE = 4  # empty steps: one in four with a gradient is a task's optimizer in turn
 Told = tuple[Callable[[Finding], object], Callable[[Finding], object]]
 
@@ -46,6 +48,7 @@ class Feeder:
         self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed)
         self._left = LeftModes()
         self._running: Forward | None = None
+        self._tensors = self._walk()
         self._added: list[_FirstCall] = []
         self._train: dict[int, bool] = {id(model): model.training for model in models}
         self._stepping: set[int] = set()
@@ -103,9 +106,17 @@ class Feeder:
         held = scene.optimizers.of(optimizer)
         if any(p.grad is not None for p in parameters(optimizer)):
             self._in_a_row.step(optimizer, held)
-        if held.steps & (held.steps - 1) == 0:  # ever more rarely: it is a walk
-            for model in self._models:
-                self.judge.inference.forward(model, here(frame))
+        some = list(itertools.islice(self._tensors, _AT_ONCE))
+        if len(some) < _AT_ONCE:
+            self._tensors = self._walk()
+        self.judge.inference.look(some, here(frame))
+
+    def _walk(self) -> Iterator[Tensor]:
+        """Yield the parameters and buffers of all models, as they are when it comes to them."""
+        for model in self._models:
+            for module in list(model.modules()):
+                yield from list(module.parameters(recurse=False))
+                yield from list(module.buffers(recurse=False))
 
     def _began(self, module: nn.Module, frame: FrameType) -> None:
         if self._running is not None and self._is_inside(module, frame):
