@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from gradguard._judge.facts import Forward
 from gradguard._judge.lines import Line
-from gradguard._judge.modules import parameters
+from gradguard._judge.optimizers import parameters
 from gradguard._judge.scene import Scene
 
 _MANY = 100

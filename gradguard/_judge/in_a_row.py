@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from gradguard._judge import wording
 from gradguard._judge.gradients import Missing, NoGradients
-from gradguard._judge.modules import Held, parameters
+from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import Scene
 from gradguard._judge.steps import can_learn
 

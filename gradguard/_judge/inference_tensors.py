@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from gradguard._core.state import is_inference_mode_enabled
 from gradguard._judge.lines import Line
-from gradguard._judge.modules import Held, parameters
+from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import Scene
 
 _AT_ONCE = 512  # parameters that are looked at in one step

@@ -4,13 +4,11 @@ It knows nothing of hooks, processes or output. What a feeder cannot know it lea
 """
 
 from collections.abc import Callable, Iterable
-from types import CodeType, FrameType
+from types import FrameType
 
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradguard._core.frames import outwards
 from gradguard._findings.finding import Finding
 from gradguard._judge.facts import Forward, Left
 from gradguard._judge.forgotten_eval import Evals
@@ -20,16 +18,14 @@ from gradguard._judge.graphs import Graphs
 from gradguard._judge.inference_tensors import InferenceTensors, is_inference
 from gradguard._judge.leaks import Leaks
 from gradguard._judge.ledger import Ledger
-from gradguard._judge.lines import Line, here, is_method, outside
-from gradguard._judge.modules import Held, Seen, has_gradient
+from gradguard._judge.lines import Line, Outside, here, outside
 from gradguard._judge.no_effect import NoEffect
+from gradguard._judge.optimizers import Held, has_gradient
 from gradguard._judge.scene import Scene, is_recording
 from gradguard._judge.stale_parameters import Places
 from gradguard._judge.steps import EmptySteps
 from gradguard._judge.train_mode import TrainMode
 from gradguard._judge.unregistered import Unregistered
-
-_REENTRANT = torch.utils.checkpoint.CheckpointFunction.forward.__code__
 
 
 class Judge:
@@ -60,7 +56,7 @@ class Judge:
         self.gradients = NoGradients(self.scene)
         self.unregistered = Unregistered(self.scene)
         self.no_effect = NoEffect(self.scene, self.graphs)
-        self._callers: dict[int, CodeType] = {}  # the user's code outside all modules, by id
+        self._outside = Outside()
 
     def began(self, forward: Forward) -> None:
         """Take a forward that the program called, where its module is new in these modes."""
@@ -68,7 +64,7 @@ class Judge:
         if not seen.outermost:
             seen.outermost = True
             self.scene.modules.outermost += 1
-        line = self._ran(seen, forward.frame, recorded=forward.recorded)
+        line = seen.ran(forward.frame, recorded=forward.recorded)
         if forward.recorded and forward.training:
             self.inference.forward(forward.module, line)
         elif not forward.recorded:
@@ -79,19 +75,17 @@ class Judge:
 
     def ran_inside(self, module: nn.Module, forward: Forward, frame: FrameType | None) -> None:
         """Take a module that ran inside another's forward, where it is new in these modes."""
-        self._ran(
-            self.scene.modules.of(module), frame, recorded=forward.recorded and is_recording()
-        )
+        recorded = forward.recorded and is_recording()
+        self.scene.modules.of(module).ran(frame, recorded=recorded)
         self.unregistered.inside(module, forward.module, frame)
 
     def ran(self, module: nn.Module, frame: FrameType | None, *, recorded: bool) -> None:
         """Take a module that ran, where no more is known of it."""
-        self._ran(self.scene.modules.of(module), frame, recorded=recorded)
+        self.scene.modules.of(module).ran(frame, recorded=recorded)
 
     def ended(self, forward: Forward, output: object) -> None:
         """Take a forward that the program called, and what it returned."""
-        scene = self.scene
-        scene.forwards += 1
+        self.scene.forwards += 1
         if self.norms.parts:
             self.norms.ran(forward.module)
         if not forward.recorded and isinstance(output, Tensor) and output.grad_fn is not None:
@@ -108,36 +102,19 @@ class Judge:
             self.leaks.unrecorded(forward)
             self.train_mode.forward(forward, frame, owner or forward.module)
             return
+        self._recorded(forward, output, frame, owner)
+
+    def _recorded(
+        self, forward: Forward, output: object, frame: FrameType, owner: nn.Module | None
+    ) -> None:
         if forward.training:
-            scene.recorded_at = scene.tick()
+            self.scene.recorded_at = self.scene.tick()
         elif self.evals.is_open():
             self.evals.forward(forward)
         if not forward.differentiated or forward.training:
             known = self.graphs.returned(forward, output, frame, owner or forward.module)
             if forward.training:
                 self.leaks.recorded(forward, known=known)
-
-    def _outside(self, frame: FrameType | None) -> tuple[FrameType, nn.Module | None]:
-        """Return what `outside` does; by far the most calls are made outside all modules."""
-        if frame is not None and self._callers.get(id(frame.f_code)) is frame.f_code:
-            return frame, None
-        found, owner = outside(frame)
-        if found is frame and not is_method(frame):
-            self._callers[id(frame.f_code)] = frame.f_code
-        return found, owner
-
-    def _ran(self, seen: Seen, frame: FrameType | None, *, recorded: bool) -> Line:
-        line = here(frame)
-        seen.called = seen.called or line
-        if recorded:
-            seen.recorded = True
-            seen.recorded_call = seen.recorded_call or line
-        else:
-            seen.unrecorded_call = seen.unrecorded_call or line
-            seen.reentrant = seen.reentrant or any(
-                each.f_code is _REENTRANT for each in outwards(frame)
-            )
-        return line
 
     def backward(
         self, roots: Iterable[object], left: Callable[[], Left | None], *, to_leaves: bool

@@ -2,7 +2,8 @@
 
 from gradguard._core.state import is_grad_enabled, is_inference_mode_enabled
 from gradguard._judge.ledger import Ledger
-from gradguard._judge.modules import Modules, Optimizers
+from gradguard._judge.modules import Modules
+from gradguard._judge.optimizers import Optimizers
 
 
 class Scene:

@@ -7,7 +7,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradguard._judge.lines import Line
-from gradguard._judge.modules import Held, parameters
+from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import Scene
 from gradguard._judge.wording import counted
 

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from gradguard._core.frames import outwards
 from gradguard._judge import holders
 from gradguard._judge.lines import Line, here, is_method
-from gradguard._judge.modules import acts, parameters
+from gradguard._judge.modules import acts
+from gradguard._judge.optimizers import parameters
 from gradguard._judge.scene import Scene
 
 

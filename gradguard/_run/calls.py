@@ -71,7 +71,7 @@ def replacement(  # noqa: C901 (one function, for the time of its calls)
         running.forward, running.inside = forward, inside
         try:
             if plain and self._compiled_call_impl is None:
-                output = self._call_impl(*args, **kwargs)
+                output = self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
             else:
                 output = original(self, *args, **kwargs)
         finally:

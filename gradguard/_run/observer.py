@@ -24,7 +24,7 @@ from gradguard._findings.finding import Finding
 from gradguard._judge.inference_tensors import is_inference
 from gradguard._judge.judge import Judge
 from gradguard._judge.lines import here
-from gradguard._judge.modules import has_closure
+from gradguard._judge.optimizers import has_closure
 from gradguard._run.calls import Running, replacement
 from gradguard._run.guards import dropped_guards
 from gradguard._run.left_mode import left

@@ -49,11 +49,16 @@ class _Recorded:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         recorder = _recorder.current
-        if recorder is not None and recorder.quiet:
-            # By far the most calls: those of a guard whose entry or exit is seen as a whole, and of
-            # torch's own functions, an optimizer's step, say.
-            if recorder.thread.busy or is_call_of_torchs(sys._getframe(1)):  # noqa: SLF001
-                return self.original(*args, **kwargs)
+        # By far the most calls: those of a guard whose entry or exit is seen as a whole, and of
+        # torch's own functions, an optimizer's step, say.
+        if (
+            recorder is not None
+            and recorder.quiet
+            and (
+                recorder.thread.busy or is_call_of_torchs(sys._getframe(1))  # noqa: SLF001
+            )
+        ):
+            return self.original(*args, **kwargs)
         return _watch(_CALL, self.original, *args, **kwargs)
 
     def __eq__(self, other: object) -> bool:

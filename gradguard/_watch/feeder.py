@@ -1,13 +1,11 @@
 """What a watch over training sees, told to the judge."""
 
 import itertools
-import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from types import FrameType
 
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -18,10 +16,11 @@ from gradguard._judge.facts import Forward
 from gradguard._judge.in_a_row import InARow
 from gradguard._judge.judge import Judge
 from gradguard._judge.lines import here
-from gradguard._judge.modules import Held, parameters
+from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import is_recording
 from gradguard._watch.hooks import Hook
 from gradguard._watch.left_mode import LeftModes
+from gradguard._watch.registrations import registrations
 from gradguard._watch.watch import Removable
 
 _AT_ONCE = 32  # parameters and buffers looked at in one step
@@ -75,7 +74,7 @@ class Feeder:
             yield model.register_forward_pre_hook(Hook(before))
             yield model.register_forward_hook(Hook(after))
             yield from self._first_calls(model)
-        yield from _registrations(self)
+        yield from registrations(self)
         yield from self._accumulations()
 
     def before_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
@@ -222,32 +221,3 @@ class _FirstCall:
 
 def _holds_modules(module: nn.Module) -> bool:
     return any(True for _ in module.children())
-
-
-def _registrations(feeder: Feeder) -> Iterator[Removable]:
-    """See what is put in its place in modules; torch's hooks for that are the process's.
-
-    So they hold the feeder weakly, and go with it: the models must not live for ever.
-    """
-    reference = weakref.ref(feeder)
-
-    def parameter_set(owner: nn.Module, name: str, new: Tensor | None) -> None:
-        alive = reference()
-        if alive is not None and not is_dynamo_compiling():
-            alive.parameter_set(owner, name, new, _caller())
-
-    def module_set(owner: nn.Module, name: str, new: nn.Module | None) -> None:
-        alive = reference()
-        if alive is not None and not is_dynamo_compiling():
-            alive.module_set(owner, name, new, _caller())
-
-    for handle in (
-        module_hooks.register_module_parameter_registration_hook(parameter_set),
-        module_hooks.register_module_module_registration_hook(module_set),
-    ):
-        weakref.finalize(feeder, handle.remove)
-        yield handle
-
-
-def _caller() -> FrameType:
-    return sys._getframe(2)  # noqa: SLF001 - inspect.currentframe may be None

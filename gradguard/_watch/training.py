@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._findings.finding import Finding
 from gradguard._graph.parameters import matcher, parameters_of
-from gradguard._judge.modules import has_closure
+from gradguard._judge.optimizers import has_closure
 from gradguard._watch.feeder import Feeder
 from gradguard._watch.watch import OnViolation, Watch, row
 

@@ -1,0 +1,107 @@
+"""What is known of each optimizer that was seen."""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradguard._judge.lines import Line
+
+
+class Held:
+    """What is known of one optimizer."""
+
+    __slots__ = (
+        "__weakref__",
+        "accumulated",
+        "good",
+        "group_lines",
+        "group_since",
+        "group_sizes",
+        "kind",
+        "last",
+        "learned_groups",
+        "made",
+        "missing",
+        "pending",
+        "reference",
+        "steps",
+        "zeroed",
+    )
+
+    def __init__(self, optimizer: Optimizer, made: Line | None) -> None:
+        self.reference = weakref.ref(optimizer)
+        self.kind = type(optimizer).__name__
+        self.made = made
+        self.steps = 0
+        self.good = 0
+        self.accumulated = 0  # when one of its parameters got a gradient last, if that is seen
+        self.last = 0  # when its last step was
+        self.zeroed = 0  # when its gradients were dropped last
+        self.group_lines: list[Line | None] = []
+        self.learned_groups: set[int] = set()  # those that were trainable at some step
+        self.group_sizes: list[int] = []
+        self.group_since: list[int] = []  # after how many good steps each was added
+        # Parameters without a gradient so far, and in how many steps; what is known of them.
+        self.missing: dict[int, tuple[Line, Any]] = {}
+        self.pending: dict[int, tuple[weakref.ref[Tensor], int]] | None = None
+
+
+class Optimizers:
+    """All optimizers that were seen and are alive."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Held] = {}
+        self.gone: list[Held] = []
+
+    def of(self, optimizer: Optimizer, made: Line | None = None) -> Held:
+        """Return what is known of an optimizer."""
+        key = id(optimizer)
+        held = self.by_id.get(key)
+        if held is None or held.reference() is not optimizer:
+            if held is not None:
+                self.gone.append(held)
+            held = self.by_id[key] = Held(optimizer, made)
+        return held
+
+    def alive(self) -> Iterator[tuple[Optimizer, Held]]:
+        """Yield the optimizers that are alive."""
+        for held in list(self.by_id.values()):
+            optimizer = held.reference()
+            if optimizer is not None:
+                yield optimizer, held
+
+    def all(self) -> list[Held]:
+        """Return all that were ever seen."""
+        return [*self.gone, *self.by_id.values()]
+
+    def owned(self) -> set[int]:
+        """Return the ids of all parameters that any optimizer holds."""
+        return {id(p) for optimizer, _ in self.alive() for p in parameters(optimizer)}
+
+
+def parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Return all that an optimizer holds."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def has_gradient(optimizer: Optimizer) -> bool:
+    """Tell whether anything that an optimizer holds has a gradient."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                return True
+    return False
+
+
+def has_closure(args: Any, kwargs: Any) -> bool:
+    """Tell whether a step was given a closure.
+
+    The hooks' args begin with the optimizer itself, or do not, by version of torch.
+    """
+    for value in args:
+        if not isinstance(value, Optimizer) and callable(value):
+            return True
+    return bool(kwargs) and callable(kwargs.get("closure"))
