@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import gradguard
 from gradguard.__main__ import _parser
@@ -85,6 +86,26 @@ def test_readme_example(block, tmp_path, monkeypatch):
         assert failures == ""
     else:
         compile(block, "README.md", "exec")
+
+
+def test_the_lines_of_a_training_loop():
+    """The block of assertions runs in a step as it stands, the backward where it says."""
+    (block,) = (
+        one.values[0] for one in python_blocks() if "assert_parameters_used(" in one.values[0]
+    )
+    model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 1)})
+    model["encoder"].requires_grad_(requires_grad=False)
+    loss = model["head"](model["encoder"](torch.ones(1, 2))).sum()
+    optimizer = torch.optim.SGD(model["head"].parameters(), lr=0.1)
+    names = {"model": model, "loss": loss, "optimizer": optimizer, "logs": [loss.item()]}
+    exec("from gradguard import *", names)  # noqa: S102 (the README's own lines)
+    for line in block.splitlines():
+        if "# after backward" in line:
+            loss.backward()
+        exec(line, names)  # noqa: S102 (as above)
+    optimizer.step()
+    names["watch"].remove()
+    assert names["watch"].findings == []
 
 
 def test_the_first_example_prints_what_the_readme_shows(tmp_path):
