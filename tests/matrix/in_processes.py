@@ -1,15 +1,19 @@
-"""A pytest plugin for the matrix: tests in a process of their own, and what became of all, counted.
+"""A pytest plugin for the matrix: tests in processes of their own, and what became of all, counted.
 
 Up to torch 2.12 an internal assertion that fails in Dynamo breaks what runs after it in the same
-process, so that one fault of torch's would count many times. Each test of a file that compiles
-therefore runs in a fork, with Dynamo imported before. `GRADGUARD_MATRIX_FORK` says so, and
-`GRADGUARD_MATRIX_COUNTS` is the file that the counts are written to.
+process, so that one fault of torch's would count many times. Tests that may compile therefore run
+in a fork, with Dynamo imported before: one after the other as long as all pass. One that does not
+ends its fork, and is run again in a fresh one, so that it is judged by itself alone.
+`GRADGUARD_MATRIX_FORK` says so, and `GRADGUARD_MATRIX_COUNTS` is the file that the counts are
+written to.
 """
 
 import json
 import os
 import pickle
 import re
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +23,94 @@ from _pytest.runner import runtestprotocol
 COMPILES = re.compile(r"torch\.compile|torch\.export|make_fx|torch\._dynamo|torch\.jit")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("GRADGUARD_MATRIX_FORK"):
         import torch._dynamo.testing
         import torch.export  # noqa: F401 (imported once, here, and not in each fork)
 
-
-def compiles(path: Path, known: dict[Path, bool] = {}) -> bool:  # noqa: B006 (kept on purpose)
-    if path not in known:
-        known[path] = bool(COMPILES.search(path.read_text(encoding="utf-8")))
-    return known[path]
+        config.pluginmanager.register(InForks())
 
 
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    if not os.environ.get("GRADGUARD_MATRIX_FORK") or not compiles(item.path):
-        return None
-    hook = item.ihook
-    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in in_a_fork(item, nextitem):
-        hook.pytest_runtest_logreport(report=report)
-    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
+class InForks:
+    """Runs each test of a file that compiles in a fork."""
+
+    def __init__(self) -> None:
+        self.fork: Fork | None = None
+        self.known: dict[Path, bool] = {}
+
+    def compiles(self, path: Path) -> bool:
+        if path not in self.known:
+            self.known[path] = bool(COMPILES.search(path.read_text(encoding="utf-8")))
+        return self.known[path]
+
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        if not self.compiles(item.path):
+            return None
+        hook = item.ihook
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self.reports(item):
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
+        fresh = self.fork is None
+        self.fork = self.fork or Fork(item.session)
+        reports = self.fork.run(item)
+        if not any(report.failed or hasattr(report, "wasxfail") for report in reports):
+            return reports
+        self.pytest_sessionfinish()
+        return reports if fresh else self.reports(item)
+
+    def pytest_sessionfinish(self) -> None:
+        if self.fork:
+            self.fork.end()
+        self.fork = None
 
 
-def in_a_fork(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
-    """Run the test in a fork, and return its reports as the fork has sent them."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reader)
+class Fork:
+    """A fork of this process that runs tests when it is told their ids."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self.connection, theirs = Pipe()
+        self.child = os.fork()
+        if not self.child:
+            try:
+                self.connection.close()
+                serve(theirs, session)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def run(self, item: pytest.Item) -> list[pytest.TestReport]:
+        """Run a test there, and return its reports as the fork has sent them."""
+        self.connection.send(item.session.items.index(item))
         try:
-            with os.fdopen(writer, "wb") as file:
-                hook = item.ihook.pytest_report_to_serializable
-                reports = runtestprotocol(item, log=False, nextitem=nextitem)
-                pickle.dump([hook(config=item.config, report=report) for report in reports], file)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as file:
-        sent = file.read()
-    _, status = os.waitpid(child, 0)
-    if not sent:
-        text = f"the process ended with wait status {status}"
-        return [pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")]
-    hook = item.ihook.pytest_report_from_serializable
-    return [hook(config=item.config, data=data) for data in pickle.loads(sent)]  # noqa: S301
+            sent = pickle.loads(self.connection.recv_bytes())  # noqa: S301 (our own)
+        except EOFError:
+            text = "the process ended before the test"
+            return [pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")]
+        hook = item.ihook.pytest_report_from_serializable
+        return [hook(config=item.config, data=data) for data in sent]
+
+    def end(self) -> None:
+        self.connection.close()
+        os.waitpid(self.child, 0)
+
+
+def serve(connection: Connection, session: pytest.Session) -> None:
+    """Run the tests whose places come, until the other end is closed."""
+    session._setupstate.teardown_exact(None)  # what the forking process has set up
+    while True:
+        try:
+            item = session.items[connection.recv()]
+        except EOFError:
+            return
+        hook = item.ihook.pytest_report_to_serializable
+        reports = runtestprotocol(item, log=False, nextitem=None)
+        connection.send_bytes(
+            pickle.dumps([hook(config=item.config, report=report) for report in reports])
+        )
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
