@@ -74,7 +74,7 @@ torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
     ),
     Fault(
         "Dynamo cannot follow a decorated generator through a comprehension",
-        before="2.9",
+        before="2.7",
         program="""
 @torch.no_grad()
 def steps(x):
@@ -85,7 +85,7 @@ torch.compile(lambda x: [y for y in steps(x)], backend="eager", fullgraph=True)(
     ),
     Fault(
         "Dynamo does not let a program catch the StopIteration of a decorated generator",
-        before="2.9",
+        before="2.7",
         program="""
 @torch.no_grad()
 def steps(x):

@@ -12,6 +12,9 @@ import linecache
 from collections.abc import Callable
 from typing import Any
 
+from gradguard._core.compiling import RAISED as _gg_RAISED  # noqa: F401
+from gradguard._core.compiling import RETURNED as _gg_RETURNED  # noqa: F401
+from gradguard._core.compiling import compiled_step as _gg_compiled_step  # noqa: F401
 from gradguard._core.parameters import Parameters, Shape, parameters_of
 from gradguard._core.state import (
     is_dynamo_compiling as _gg_is_dynamo_compiling,  # noqa: F401 # pyright: ignore[reportUnusedImport]
@@ -22,9 +25,8 @@ from gradguard._core.suspendable import has_ended as _gg_has_ended  # noqa: F401
 
 # Both loops stand in one function, since Dynamo follows neither through another generator.
 # Not `yield from drive(...)`: a body that is closed and goes on would be lost with it; and Dynamo
-# neither sends nor throws through it. Dynamo also loses a StopIteration that leaves a `with` (why
-# it cannot follow torch's wrapper to the end of a generator); up to torch 2.8 it fails where any
-# error leaves one, and at a `yield` amid a call. An interrupt between two steps: as in `drive`.
+# neither sends nor throws through it; up to torch 2.8 it fails at a `yield` amid a call. An
+# interrupt between two steps: as in `drive`.
 GENERATOR = """\
 def wrapper({header}):
     _gg_guard, _gg_target = _gg_guard_for({arguments}), _gg_fn({arguments})
@@ -34,7 +36,7 @@ def wrapper({header}):
         {forget}  # they are the body's to keep
     _gg_call = _gg_target.send
     _gg_passed = [None]
-    _gg_interrupted, _gg_error = False, None
+    _gg_was_thrown = _gg_interrupted = False
     while True:
         if _gg_body is not None:
             try:
@@ -50,21 +52,21 @@ def wrapper({header}):
             _gg_interrupted = False
         else:
             with _gg_guard.while_compiling():
-                try:
-                    _gg_passed.append(_gg_call(_gg_passed.pop()))
-                except StopIteration as _gg_stop:
-                    return _gg_stop.value
-                except BaseException as _gg_raised:
-                    _gg_error = _gg_raised
-            if _gg_error is not None:
-                raise _gg_error
+                _gg_did, _gg_result = _gg_compiled_step(
+                    _gg_target, _gg_passed, thrown=_gg_was_thrown
+                )
+            if _gg_did == _gg_RETURNED:
+                return _gg_result
+            if _gg_did == _gg_RAISED:
+                raise _gg_result
+            _gg_passed.append(_gg_result)
         try:
             _gg_received = yield _gg_passed.pop()
             _gg_passed.append(_gg_received)
-            _gg_call, _gg_received = _gg_target.send, None
+            _gg_call, _gg_was_thrown, _gg_received = _gg_target.send, False, None
         except BaseException as _gg_thrown:  # it is the body's to answer
             _gg_passed[:] = [_gg_thrown]
-            _gg_call = _gg_target.throw
+            _gg_call, _gg_was_thrown = _gg_target.throw, True
 """
 
 COROUTINE = """\

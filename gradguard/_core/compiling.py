@@ -18,6 +18,7 @@ from torch import enable_grad, inference_mode, no_grad, set_grad_enabled
 
 from gradguard._core.state import is_grad_enabled, set_grad
 from gradguard._core.torch_versions import (
+    DYNAMO_FOLLOWS_CONTEXTMANAGER,
     DYNAMO_FOLLOWS_INFERENCE,
     switch_inference,
     switch_inference_back,
@@ -50,7 +51,9 @@ def compiled_decorated_inference(mode: bool) -> AbstractContextManager[None]:
 
     torch's own would split the wrapper, too, at a graph break in the function: more recompilations.
     """
-    return CompiledInference(mode) if DYNAMO_FOLLOWS_INFERENCE else inference_mode(mode)
+    if DYNAMO_FOLLOWS_INFERENCE:
+        return CompiledInference(mode)
+    return _in_a_block(mode) if DYNAMO_FOLLOWS_CONTEXTMANAGER else inference_mode(mode)
 
 
 def compiled_mode(grad: bool, inference: bool) -> AbstractContextManager[None]:
@@ -63,10 +66,41 @@ def compiled_mode(grad: bool, inference: bool) -> AbstractContextManager[None]:
 
 
 @contextmanager
+def _in_a_block(inference: bool) -> Generator[None]:
+    with inference_mode(inference):
+        yield
+
+
+@contextmanager
 def _in_two_blocks(grad: bool, inference: bool) -> Generator[None]:
-    # Dynamo follows it from torch 2.7 on; before, it breaks the graph here.
+    # On a torch that does not follow it the graph breaks here.
     with inference_mode(inference), CompiledGrad(grad):
         yield
+
+
+YIELDED, RETURNED, RAISED = range(3)
+
+
+def compiled_step(
+    target: Generator[Any, Any, Any], passed: list[Any], *, thrown: bool
+) -> tuple[int, Any]:
+    """Step a generator with what is `passed`; return what it did, and the value or the error.
+
+    An error must not leave a ``with`` by itself: Dynamo loses a StopIteration so (why it cannot
+    follow torch's wrapper to the end of a generator), and up to torch 2.8 fails at any. And up to
+    2.12 it mistakes the variables of a generator that is sent None.
+    """
+    value = passed.pop()
+    try:
+        if thrown:
+            return YIELDED, target.throw(value)
+        if value is None:
+            return YIELDED, next(target)
+        return YIELDED, target.send(value)
+    except StopIteration as stop:
+        return RETURNED, stop.value
+    except BaseException as raised:  # noqa: BLE001 (the caller raises it)
+        return RAISED, raised
 
 
 class CompiledGuard:

@@ -49,6 +49,10 @@ INFERENCE_TOKEN = torch._C._InferenceMode  # noqa: SLF001 (see above)
 # `handle_enter_inference_mode`). Whether it has cannot be asked without importing Dynamo.
 DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by number
 
+# From 2.7 on Dynamo follows a contextlib.contextmanager, without splitting it at a graph break as a
+# block of torch's own. Not asked, for the same reason.
+DYNAMO_FOLLOWS_CONTEXTMANAGER = torch.__version__ >= "2.7"
+
 # Up to 2.8 make_fx (pre_dispatch) and torch.export write a call of `set_grad` down and do not run
 # it, so that the mode can't be read while they trace (torch/fx/experimental/proxy_tensor.py,
 # `PreDispatchTorchFunctionMode`). Asking would need a trace.
@@ -65,6 +69,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "CONVERTS",
+    "DYNAMO_FOLLOWS_CONTEXTMANAGER",
     "DYNAMO_FOLLOWS_INFERENCE",
     "GRAPHS_DEFER_GRAD",
     "INFERENCE_TOKEN",

@@ -54,6 +54,8 @@ class InForks:
         return True
 
     def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
+        # pytest has set up what this test and the last had in common; the next may have nothing.
+        item.session._setupstate.teardown_exact(None)
         fresh = self.fork is None
         self.fork = self.fork or Fork(item.session)
         reports = self.fork.run(item)
@@ -100,7 +102,6 @@ class Fork:
 
 def serve(connection: Connection, session: pytest.Session) -> None:
     """Run the tests whose places come, until the other end is closed."""
-    session._setupstate.teardown_exact(None)  # what the forking process has set up
     while True:
         try:
             item = session.items[connection.recv()]
