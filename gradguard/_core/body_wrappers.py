@@ -12,9 +12,7 @@ import linecache
 from collections.abc import Callable
 from typing import Any
 
-from gradguard._core.compiling import RAISED as _gg_RAISED  # noqa: F401
-from gradguard._core.compiling import RETURNED as _gg_RETURNED  # noqa: F401
-from gradguard._core.compiling import compiled_step as _gg_compiled_step  # noqa: F401
+from gradguard._core import compiling as _gg_compiling  # noqa: F401
 from gradguard._core.parameters import Parameters, Shape, parameters_of
 from gradguard._core.state import (
     is_dynamo_compiling as _gg_is_dynamo_compiling,  # noqa: F401 # pyright: ignore[reportUnusedImport]
@@ -52,12 +50,12 @@ def wrapper({header}):
             _gg_interrupted = False
         else:
             with _gg_guard.while_compiling():
-                _gg_did, _gg_result = _gg_compiled_step(
+                _gg_did, _gg_result = _gg_compiling.compiled_step(
                     _gg_target, _gg_passed, thrown=_gg_was_thrown
                 )
-            if _gg_did == _gg_RETURNED:
+            if _gg_did == _gg_compiling.RETURNED:
                 return _gg_result
-            if _gg_did == _gg_RAISED:
+            if _gg_did == _gg_compiling.RAISED:
                 raise _gg_result
             _gg_passed.append(_gg_result)
         try:

@@ -14,6 +14,12 @@ from gradguard._core.guard_types import (
 )
 from gradguard._core.inference_guards import InferenceOff, InferenceOn
 from gradguard._core.state import is_dynamo_compiling
+from gradguard._core.torch_versions import not_compiled
+
+# Dynamo never follows a stored guard of torch's. From 2.14 on it would follow some of gradguard's,
+# until a tool replaces their methods, and compile anew for whatever is open outside.
+for _guard in (NoGrad, EnableGrad, SetGrad, InferenceOn, InferenceOff):
+    not_compiled("the guard was made outside the compiled function")(_guard.__enter__)
 
 
 @overload

@@ -1,5 +1,6 @@
 """``python -m gradguard run``: a script behaves as under plain ``python``, and is reported on."""
 
+import importlib.metadata
 import json
 import platform
 import signal
@@ -250,6 +251,11 @@ def line(script, text):
     return next(number for number, code in enumerate(lines, 1) if text in code)
 
 
+def without_torch_s_own(stderr):
+    """The lines but for what torch logs where it comes without triton, as on a CPU."""
+    return [line for line in stderr.splitlines() if "triton not found" not in line]
+
+
 def test_report(project, monkeypatch):
     """A faulty script with workers and compiled models: same output, summary and report.
 
@@ -259,14 +265,12 @@ def test_report(project, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     script = project.write("script.py", FAULTY)
     plain = project.plain("script.py")
-    assert plain.stderr == ""
+    assert without_torch_s_own(plain.stderr) == []
     run = project.run("--strict", "--report", "report.json", "script.py", "given")
     assert run.stdout == plain.stdout
     assert run.returncode == 1
     report = json.loads((project.path / "report.json").read_text())
     leak, empty = report.pop("findings")
-    import torch
-
     counts = report.pop("counts")
     assert (counts["findings"], counts["faults"], counts["models"]) == (2, 2, 2)
     ((process,),) = (report.pop("processes"),)
@@ -279,14 +283,14 @@ def test_report(project, monkeypatch):
         "exit_code": 1,
         "versions": {
             "gradguard": gradguard.__version__,
-            "torch": torch.__version__,
+            "torch": importlib.metadata.version("torch"),
             "python": platform.python_version(),
         },
     }
     assert (leak["kind"], leak["lineno"]) == ("mode-leak", line(script, "# left"))
     assert (empty["kind"], empty["lineno"]) == ("empty-step", line(script, "# empty"))
     assert leak["filename"] == "script.py"
-    lines = run.stderr.splitlines()
+    lines = without_torch_s_own(run.stderr)
     assert lines[0].startswith(f"gradguard: script.py:{line(script, '# empty')}: empty-step ")
     assert lines[1].startswith(f"gradguard: script.py:{line(script, '# left')}: mode-leak ")
     assert lines[2] == "gradguard: 2 findings, the worst first"
