@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from gradguard._trace.switch import Switch as Switch
     from gradguard._trace.trace import Trace as Trace
     from gradguard._trace.trace import trace as trace
+    from gradguard._watch.inference import InferenceWatch as InferenceWatch
     from gradguard._watch.inference import watch_inference as watch_inference
+    from gradguard._watch.training import TrainingWatch as TrainingWatch
     from gradguard._watch.training import watch_training as watch_training
 
 __version__ = "0.1.0"
@@ -53,10 +55,12 @@ _MODULE_OF = {
     "GradModeWarning": "_errors",
     "GradState": "_core.state",
     "Guard": "_core.guard_types",
+    "InferenceWatch": "_watch.inference",
     "ModeComparison": "_compare.figures",
     "ModeFigures": "_compare.figures",
     "Switch": "_trace.switch",
     "Trace": "_trace.trace",
+    "TrainingWatch": "_watch.training",
     "assert_detached": "_assertions.detached",
     "assert_grad_enabled": "_assertions.mode",
     "assert_gradients": "_assertions.parameters",

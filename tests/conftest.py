@@ -13,6 +13,13 @@ settings.register_profile("gradguard", deadline=None)
 settings.load_profile("gradguard")
 
 
+def pytest_addoption(parser):
+    """Let who has the time read all that a sample stands for."""
+    parser.addoption(
+        "--every-file", action="store_true", help="gradguard check: read every installed file"
+    )
+
+
 def pytest_configure(config):
     """Know the marker of gradguard's plugin also where the plugin is left out."""
     config.addinivalue_line(

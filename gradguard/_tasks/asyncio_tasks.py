@@ -140,3 +140,6 @@ def _not_a_loop(value: object) -> str:
         f"isolate_tasks(loop) takes an asyncio event loop, not {of_type(value)}. In a coroutine, "
         "leave it out: isolate_tasks()."
     )
+
+
+isolate_tasks.__module__ = "gradguard"

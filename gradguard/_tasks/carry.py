@@ -105,3 +105,6 @@ def _cannot_pickle(fn: object) -> str:
         "process. carry() is for threads and tasks. For a process pool, decorate the function that "
         "runs there with gradguard.no_grad or another guard."
     )
+
+
+carry.__module__ = "gradguard"

@@ -102,3 +102,6 @@ def _never_suspended(fn: object) -> str:
         "run it in another thread under this one's mode, use gradguard.carry; to have a mode that "
         "it leaves switched put back, gradguard.leak_check."
     )
+
+
+isolated.__module__ = "gradguard"

@@ -64,7 +64,15 @@ def watch_inference(
 
 
 class InferenceWatch(Watch):
-    """What `watch_inference` returns."""
+    """What `watch_inference` returns: a context manager that counts forwards and violations.
+
+    >>> import gradguard, torch
+    >>> model = torch.nn.Linear(2, 1).eval()
+    >>> with gradguard.watch_inference(model) as watch, torch.no_grad():
+    ...     _ = model(torch.ones(1, 2))
+    >>> watch.forwards, watch.violations
+    (1, 0)
+    """
 
     def __init__(
         self, model: nn.Module, name: str, methods: Collection[str], on_violation: OnViolation
@@ -127,3 +135,6 @@ def _inference_report(
 ) -> str:
     first = f"{name}: {forwards} forwards, {violations} violations"
     return "\n".join([first, *map(row, findings)])
+
+
+InferenceWatch.__module__ = watch_inference.__module__ = "gradguard"

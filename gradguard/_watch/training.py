@@ -86,7 +86,17 @@ def watch_training(
 
 
 class TrainingWatch(Watch):
-    """What `watch_training` returns."""
+    """What `watch_training` returns: a context manager, with the steps and findings so far.
+
+    >>> import gradguard, torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with gradguard.watch_training(model, optimizer) as watch:
+    ...     model(torch.ones(1, 2)).sum().backward()
+    ...     optimizer.step()
+    >>> watch.steps, watch.findings
+    (1, [])
+    """
 
     name = "watch_training"
 
@@ -233,3 +243,6 @@ def _training_report(steps: int, forwards: int, findings: Sequence[Finding]) -> 
     if not findings:
         return f"{first}, nothing found" if steps else first
     return "\n".join([first, *map(row, findings)])
+
+
+TrainingWatch.__module__ = watch_training.__module__ = "gradguard"
