@@ -96,6 +96,11 @@ def is_library(filename: str) -> bool:
     return _whose("", filename) == LIBRARY
 
 
+def is_users(filename: str) -> bool:
+    """Tell whether a file is the user's: not torch's, gradguard's, Python's or installed."""
+    return _whose("", filename) == USER
+
+
 class _Known:
     """Whose the code of each module and file is: looking at a file's name takes 16 µs."""
 

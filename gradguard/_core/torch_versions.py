@@ -65,6 +65,17 @@ RUNS_BACKWARD = "_engine_run_backward"
 # What to(), cuda(), double() and the like call on each module; Module has no hook for them.
 CONVERTS = "_apply"
 
+# The number that the next operation recorded in this thread gets, and that of a node: what tells
+# the operations of a forward from those that made its inputs. Only the profiler's docs speak of it.
+next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def sequence_number(node: Any) -> int:
+    """Return the number of an operation; that of a leaf is higher than all."""
+    number: int = node._sequence_nr()  # noqa: SLF001 (see above)
+    return number
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
@@ -84,7 +95,9 @@ __all__ = [
     "exit_inference",
     "is_any_autocast_enabled",
     "never_compiled",
+    "next_sequence_number",
     "not_compiled",
+    "sequence_number",
     "set_grad",
     "switch_inference",
     "switch_inference_back",

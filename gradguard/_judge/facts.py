@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from gradguard._core.state import GradState
+from gradguard._core.torch_versions import next_sequence_number
 from gradguard._judge.lines import Line
 
 
@@ -38,10 +39,11 @@ class Forward:
         frame: the caller's.
         left: the mode left switched, if it was.
         differentiated: whether autograd was asked for gradients inside.
+        since: the sequence number of the first operation that it may record.
 
     """
 
-    __slots__ = ("differentiated", "frame", "left", "module", "recorded", "training")
+    __slots__ = ("differentiated", "frame", "left", "module", "recorded", "since", "training")
 
     def __init__(
         self,
@@ -57,3 +59,4 @@ class Forward:
         self.frame = frame
         self.left = left
         self.differentiated = False
+        self.since = next_sequence_number()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
+from gradguard._core.torch_versions import sequence_number
 from gradguard._graph.tensors import tensors
 from gradguard._judge import holders, wording
 from gradguard._judge.facts import Forward
@@ -23,6 +24,7 @@ _SHARES = ((32, 1), (256, 8), (1024, 32), (8192, 128))
 _LEAST = 512
 _OUTPUTS = 8
 _NODES = 200
+_LEAF = 2**64 - 1  # the sequence number of what is no operation
 
 
 class Calling:
@@ -87,7 +89,7 @@ class Graphs:
             calling = self._lines[key] = Calling(self._scene, forward, owner, frame)
         calling.calls += 1
         if not calling.calls % _share(calling.calls) and not is_tracing():  # type: ignore[no-untyped-call]
-            self._follow(calling, output)
+            self._follow(calling, output, forward.since)
         return known
 
     def mute(self, codes: Iterable[CodeType]) -> None:
@@ -122,7 +124,7 @@ class Graphs:
             elif not calling.training:
                 self._tell_unused(calling, crashed=crashed)
 
-    def _follow(self, calling: Calling, output: object) -> None:
+    def _follow(self, calling: Calling, output: object, since: int) -> None:
         if isinstance(output, Tensor):
             nodes = {output.grad_fn}
         else:
@@ -130,7 +132,7 @@ class Graphs:
         known = [node for node in nodes if node is not None][:_OUTPUTS]
         if known:
             graph: Callable[[Any], None] = _Graph(calling, self._scene.steps)
-            for node in {*known, *_first_nodes(known)}:
+            for node in {*known, *_first_nodes(known, since)}:
                 node.register_prehook(graph)
 
     def _kept(self, calling: Calling) -> int:
@@ -182,8 +184,8 @@ def _share(calls: int) -> int:
     return _LEAST
 
 
-def _first_nodes(outputs: list[Node]) -> list[Node]:
-    """Return operations of a graph that depend on nothing but leaves, near its beginning.
+def _first_nodes(outputs: list[Node], since: int) -> list[Node]:
+    """Return operations of a forward that depend on no other of its own, near its beginning.
 
     They stay alive where anything of the graph does: a kept attention map, a running mean.
     """
@@ -191,7 +193,7 @@ def _first_nodes(outputs: list[Node]) -> list[Node]:
     while stack and len(seen) < _NODES and len(found) < _OUTPUTS:
         node = stack.pop()
         children = [child for child, _ in node.next_functions if child is not None]
-        inner = [child for child in children if type(child).__name__ != "AccumulateGrad"]
+        inner = [child for child in children if since <= sequence_number(child) < _LEAF]
         if children and not inner:
             found.append(node)
         fresh = [child for child in inner if child not in seen]

@@ -11,6 +11,7 @@ from gradguard._core.frames import PLUMBING, whose
 from gradguard._judge import wording
 from gradguard._judge.facts import Forward
 from gradguard._judge.forgotten_eval import Evals
+from gradguard._judge.inference_tensors import is_inference
 from gradguard._judge.lines import Line, line_at, outside
 from gradguard._judge.modules import acts
 from gradguard._judge.scene import Scene
@@ -125,12 +126,15 @@ class TrainMode:
 
 
 def _values(module: nn.Module) -> tuple[float, ...]:
-    """Return the first value of some parameters: an assignment to ``data`` changes no version."""
+    """Return the first value and the version of some parameters.
+
+    An assignment to ``data`` changes no version, and a small update perhaps not the first value.
+    """
     some: list[Tensor] = list(itertools.islice(module.parameters(), _PARAMETERS))
-    return tuple(
-        float(p.detach()[(0,) * p.dim()])
-        for p in some
-        if not is_lazy(p) and p.numel() and not p.is_meta and not p.is_complex()
+    some = [p for p in some if not is_lazy(p) and p.numel() and not p.is_meta]
+    return (
+        *(float(p.detach()[(0,) * p.dim()]) for p in some if not p.is_complex()),
+        *(p._version for p in some if not is_inference(p)),  # noqa: SLF001 (no other way to see a write)
     )
 
 

@@ -5,7 +5,7 @@ from inspect import getattr_static
 from types import FrameType, FunctionType, MethodType
 from typing import Any
 
-from gradguard._core.frames import USER, is_library, outwards, whose
+from gradguard._core.frames import USER, is_users, outwards, whose
 from gradguard._locate.blocks import UnreadableError, has_blocks, open_items, position, scope_of
 from gradguard._locate.guard_expressions import is_a, switch_of
 from gradguard._locate.helper_functions import switch_of_helper
@@ -48,6 +48,6 @@ def _is_unread(node: ast.expr, names: Names) -> bool:
 def _is_plain_function(value: Any) -> bool:
     """Tell a function that returns what to enter from a `contextmanager`, whose body was read."""
     function = value.__func__ if is_a(value, MethodType) else value
-    if not is_a(function, FunctionType) or is_library(function.__code__.co_filename):
+    if not is_a(function, FunctionType) or not is_users(function.__code__.co_filename):
         return False
     return getattr_static(function, "__wrapped__", None) is None

@@ -36,11 +36,13 @@ DDP = """
 """
 
 FSDP = """
+    import sys
+
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from gradguard import watch_training
+    from gradguard import GradModeError, watch_training
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -52,12 +54,15 @@ FSDP = """
             hidden = self.body(x)
             return self.head(hidden) + (self.unused(hidden).detach() if cut else self.unused(hidden))
 
-    def train(cut):
+    def validate():
+        torch.set_grad_enabled(False)
+
+    def train(cut, on_violation="warn"):
         model = Net()
         for part in (*model.children(), model):
             fully_shard(part, mesh=mesh)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        with watch_training(model, optimizer, on_violation="warn") as watch:
+        with watch_training(model, optimizer, on_violation=on_violation) as watch:
             for _ in range(2):
                 optimizer.zero_grad()
                 model(torch.ones(2, 4), cut).sum().backward()
@@ -66,9 +71,14 @@ FSDP = """
 
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    print("healthy:", train(cut=False), flush=True)
+    sys.stdout.write(f"healthy: {train(cut=False)}\\n")  # at once: print writes part by part
     for one in train(cut=True):
-        print(f"cut: {one.kind} {one.rank} {sorted(one.parameters)}", flush=True)
+        sys.stdout.write(f"cut: {one.kind} {one.rank} {sorted(one.parameters)}\\n")
+    validate()
+    try:
+        train(cut=False, on_violation="raise")
+    except GradModeError as error:
+        sys.stdout.write(f"left: {error.finding.kind} {error.finding.rank}\\n")
     dist.destroy_process_group()
 """
 
@@ -102,10 +112,11 @@ def test_a_leak_on_one_rank_ends_the_job(launch):
     assert f"At script.py:{line}: model(torch.ones(2, 4))" in done.stderr
 
 
-def test_sharded_parameters_have_their_own_names(launch):
-    """FSDP2's DTensors give no false alarm, and what the loss does not reach is named as written."""
+def test_sharded_parameters_are_watched_as_others(launch):
+    """FSDP2: no false alarm, what the loss does not reach is named as written, a leak is found."""
     done = launch(FSDP)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("healthy: []") == 2  # two ranks may write into one line
     for rank in range(2):
         assert f"cut: no-gradient {rank} ['unused.bias', 'unused.weight']" in done.stdout
+        assert f"left: mode-leak {rank}" in done.stdout

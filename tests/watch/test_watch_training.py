@@ -565,3 +565,17 @@ def test_a_compiled_step_is_one_graph_and_not_seen():
     model(torch.ones(1, 2)).sum().backward()
     torch.compile(optimizer.step, backend="eager")()
     assert watch.steps == (1 if sys.version_info >= (3, 14) else 0)
+
+
+def test_a_mode_left_inside_the_watchs_own_block_is_found():
+    """The block of the watch, whose source shows no guard, is not taken for what switched."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        with watch_training(model, optimizer):
+            step(model, optimizer)
+            leave_grad_off()
+            with pytest.raises(GradModeError, match="Grad mode was left off"):
+                model(torch.randn(4, 2))
+    finally:
+        torch.set_grad_enabled(True)
