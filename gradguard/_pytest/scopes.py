@@ -31,9 +31,11 @@ def hold(scope: Scope) -> None:
 def tear_down(scope: Scope) -> None:
     """Begin a fixture's tear-down: if it holds nothing, it must leave what it finds now.
 
-    That may differ from what its set-up found: a hook of the suite's has switched the mode, say.
+    That may differ from what its set-up found: a hook of the suite's has switched the mode, say; or
+    a fixture within it, which has still to answer for that.
     """
-    if not scope.holds:
+    inner = thread.scopes[thread.scopes.index(scope) + 1 :] if scope in thread.scopes else []
+    if not scope.holds and not any(other.holds for other in inner):
         scope.before = _mode()
 
 

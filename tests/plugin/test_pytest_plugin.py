@@ -245,6 +245,25 @@ def test_each_case_of_a_parametrised_test_is_reported(run):
     assert len(reported(result)) == 1
 
 
+def test_a_fixture_that_is_torn_down_before_one_within_it(run):
+    """Where it holds no mode, the inner one's leak is reported all the same."""
+    source = """
+@pytest.fixture(scope="module", params=[1, 2])
+def outer(request):
+    return request.param
+
+@pytest.fixture(scope="module")
+def off():
+    torch.set_grad_enabled(False)  # here
+
+def test_off(outer, off):
+    pass
+"""
+    result = run(source)
+    result.assert_outcomes(passed=2, warnings=1)
+    result.stdout.fnmatch_lines([f"*test_it.py:{line(source)}*"])
+
+
 def test_what_is_no_leak_is_silent(run):
     """Balanced switches, other threads' modes and train/eval flags are not reported."""
     result = run(
