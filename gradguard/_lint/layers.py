@@ -1,61 +1,29 @@
 """What the layers of `torch.nn` hold; tests compare these names with torch's own classes."""
 
+_SIZES = (1, 2, 3)
+
 DROPOUTS = frozenset(
-    {
-        "Dropout",
-        "Dropout1d",
-        "Dropout2d",
-        "Dropout3d",
-        "AlphaDropout",
-        "FeatureAlphaDropout",
-        "RReLU",
-    }
+    {"Dropout", "AlphaDropout", "FeatureAlphaDropout", "RReLU", *(f"Dropout{n}d" for n in _SIZES)}
 )
 """Layers without parameters that do something else in train mode than in eval mode."""
 
 AFFINE = frozenset({"LayerNorm", "GroupNorm", "RMSNorm"})
 """Layers that have parameters unless they are told not to."""
 
-PARAMETRIC = frozenset(
-    {
-        "AdaptiveLogSoftmaxWithLoss",
-        "BatchNorm1d",
-        "BatchNorm2d",
-        "BatchNorm3d",
-        "Bilinear",
-        "Conv1d",
-        "Conv2d",
-        "Conv3d",
-        "ConvTranspose1d",
-        "ConvTranspose2d",
-        "ConvTranspose3d",
-        "Embedding",
-        "EmbeddingBag",
-        "GRU",
-        "GRUCell",
-        "LSTM",
-        "LSTMCell",
-        "LazyBatchNorm1d",
-        "LazyBatchNorm2d",
-        "LazyBatchNorm3d",
-        "LazyConv1d",
-        "LazyConv2d",
-        "LazyConv3d",
-        "LazyConvTranspose1d",
-        "LazyConvTranspose2d",
-        "LazyConvTranspose3d",
-        "LazyLinear",
-        "Linear",
-        "MultiheadAttention",
-        "PReLU",
-        "RNN",
-        "RNNCell",
-        "SyncBatchNorm",
-        "Transformer",
-        "TransformerDecoderLayer",
-        "TransformerEncoderLayer",
-    }
-)
+_SIZED = {
+    f"{lazy}{kind}{n}d"
+    for lazy in ("", "Lazy")
+    for kind in ("BatchNorm", "Conv", "ConvTranspose")
+    for n in _SIZES
+}
+_RECURRENT = {f"{kind}{cell}" for kind in ("RNN", "GRU", "LSTM") for cell in ("", "Cell")}
+_ATTENDING = {"MultiheadAttention", "Transformer"} | {
+    f"Transformer{part}Layer" for part in ("Encoder", "Decoder")
+}
+_OTHERS = {"AdaptiveLogSoftmaxWithLoss", "Bilinear", "Embedding", "EmbeddingBag", "LazyLinear"}
+_OTHERS |= {"Linear", "PReLU", "SyncBatchNorm"}
+
+PARAMETRIC = frozenset(_SIZED | _RECURRENT | _ATTENDING | _OTHERS)
 """Layers that have parameters or buffers however they are made."""
 
 CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict"})

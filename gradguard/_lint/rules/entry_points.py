@@ -6,6 +6,8 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
+from gradguard._lint.tree import LOOPS
+
 if TYPE_CHECKING:
     from gradguard._lint.rule import File
     from gradguard._lint.scopes import Function
@@ -46,8 +48,10 @@ def _is_called_by_script(function: Function, file: File) -> bool:
 
 
 def _is_last(call: ast.Call, file: File) -> bool:
-    """Tell whether nothing of the module runs after the call."""
+    """Tell whether nothing of the module runs after the call; in a loop, whether nothing trains."""
     for parent, child in file.tree.ancestors(call):
+        if isinstance(parent, LOOPS) and file.differentiates:
+            return False
         body = getattr(parent, "body", None)
         if isinstance(body, list) and child in body and child is not body[-1]:
             return False
