@@ -20,8 +20,10 @@ _RECURRENT = {f"{kind}{cell}" for kind in ("RNN", "GRU", "LSTM") for cell in (""
 _ATTENDING = {"MultiheadAttention", "Transformer"} | {
     f"Transformer{part}Layer" for part in ("Encoder", "Decoder")
 }
-_OTHERS = {"AdaptiveLogSoftmaxWithLoss", "Bilinear", "Embedding", "EmbeddingBag", "LazyLinear"}
-_OTHERS |= {"Linear", "PReLU", "SyncBatchNorm"}
+_OTHERS = {"Bilinear", "Embedding", "EmbeddingBag", "LazyLinear", "Linear", "PReLU"} | {
+    "AdaptiveLogSoftmaxWithLoss",
+    "SyncBatchNorm",
+}
 
 PARAMETRIC = frozenset(_SIZED | _RECURRENT | _ATTENDING | _OTHERS)
 """Layers that have parameters or buffers however they are made."""

@@ -198,7 +198,8 @@ def own_methods() -> Iterator[Method]:
     # By name, too: its module is loaded with the first guard, perhaps after the patches.
     classes: list[type] = [Guard, InferenceMode]
     for each in classes:
-        classes += [one for one in each.__subclasses__() if one not in classes]
+        below: list[type] = each.__subclasses__()
+        classes += [one for one in below if one not in classes]
         yield from _entry_and_exit(each)
 
 
