@@ -601,6 +601,18 @@ def losses_in_a_list():
 
 
 @fault("kept-graph", "notice")
+def features_kept_of_an_encoder():
+    encoder, decoder, features = nn.Linear(4, 3), nn.Linear(3, 1), []
+    optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+    for _ in range(30):
+        code = encoder(batch())  # HERE
+        features.append(code)
+        optimizer.zero_grad()
+        decoder(code).square().mean().backward()
+        optimizer.step()
+
+
+@fault("kept-graph", "notice")
 def mean_in_a_buffer():
     class Centred(nn.Module):
         def __init__(self):
@@ -759,6 +771,22 @@ def step_inside_inference_mode():
         model(batch()).square().mean().backward()
         with torch.inference_mode():
             optimizer.step()
+
+
+@healthy
+def teacher_averaged_by_less_than_is_seen():
+    student = net(nn.Dropout(0.1))
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for _ in range(4):
+        with torch.no_grad():
+            target = teacher(batch())
+        optimizer.zero_grad()
+        (student(batch()) - target).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
+                mine.lerp_(other, 1e-12)
 
 
 def name(value):
