@@ -17,6 +17,7 @@ from gradguard._core.parameters import Parameters, Shape, parameters_of
 from gradguard._core.state import (
     is_dynamo_compiling as _gg_is_dynamo_compiling,  # noqa: F401 # pyright: ignore[reportUnusedImport]
 )
+from gradguard._core.suspendable import close_in_its_mode as _gg_close_in_its_mode  # noqa: F401
 from gradguard._core.suspendable import drive as _gg_drive  # noqa: F401
 from gradguard._core.suspendable import first_step as _gg_first_step  # noqa: F401
 from gradguard._core.suspendable import has_ended as _gg_has_ended  # noqa: F401
@@ -35,36 +36,41 @@ def wrapper({header}):
     _gg_call = _gg_target.send
     _gg_passed = [None]
     _gg_was_thrown = _gg_interrupted = False
-    while True:
-        if _gg_body is not None:
+    try:
+        while True:
+            if _gg_body is not None:
+                try:
+                    _gg_passed.append(_gg_body.step(_gg_call, _gg_passed))
+                except BaseException as _gg_raised:
+                    if not _gg_interrupted and not _gg_has_ended(_gg_target):
+                        _gg_interrupted, _gg_passed[:] = True, [_gg_raised]
+                        _gg_call = _gg_target.throw
+                        continue
+                    if isinstance(_gg_raised, StopIteration):
+                        return _gg_raised.value
+                    raise
+                _gg_interrupted = False
+            else:
+                with _gg_guard.while_compiling():
+                    _gg_did, _gg_result = _gg_compiling.compiled_step(
+                        _gg_target, _gg_passed, thrown=_gg_was_thrown
+                    )
+                if _gg_did == _gg_compiling.RETURNED:
+                    return _gg_result
+                if _gg_did == _gg_compiling.RAISED:
+                    raise _gg_result
+                _gg_passed.append(_gg_result)
             try:
-                _gg_passed.append(_gg_body.step(_gg_call, _gg_passed))
-            except BaseException as _gg_raised:
-                if not _gg_interrupted and not _gg_has_ended(_gg_target):
-                    _gg_interrupted, _gg_passed[:] = True, [_gg_raised]
-                    _gg_call = _gg_target.throw
-                    continue
-                if isinstance(_gg_raised, StopIteration):
-                    return _gg_raised.value
-                raise
-            _gg_interrupted = False
-        else:
-            with _gg_guard.while_compiling():
-                _gg_did, _gg_result = _gg_compiling.compiled_step(
-                    _gg_target, _gg_passed, thrown=_gg_was_thrown
-                )
-            if _gg_did == _gg_compiling.RETURNED:
-                return _gg_result
-            if _gg_did == _gg_compiling.RAISED:
-                raise _gg_result
-            _gg_passed.append(_gg_result)
-        try:
-            _gg_received = yield _gg_passed.pop()
-            _gg_passed.append(_gg_received)
-            _gg_call, _gg_was_thrown, _gg_received = _gg_target.send, False, None
-        except BaseException as _gg_thrown:  # it is the body's to answer
-            _gg_passed[:] = [_gg_thrown]
-            _gg_call, _gg_was_thrown = _gg_target.throw, True
+                _gg_received = yield _gg_passed.pop()
+                _gg_passed.append(_gg_received)
+                _gg_call, _gg_was_thrown, _gg_received = _gg_target.send, False, None
+            except BaseException as _gg_thrown:  # it is the body's to answer
+                _gg_passed[:] = [_gg_thrown]
+                _gg_call, _gg_was_thrown = _gg_target.throw, True
+    except BaseException:
+        if _gg_body is not None and not _gg_has_ended(_gg_target):
+            _gg_close_in_its_mode(_gg_target, _gg_body)
+        raise
 """
 
 COROUTINE = """\
@@ -86,13 +92,19 @@ async def wrapper({header}):
     _gg_guard, _gg_target = _gg_guard_for({arguments}), _gg_fn({arguments})
     _gg_body = _gg_guard.body()
     {forget}
-    _gg_step = _gg_first_step(_gg_target)
+    _gg_step, _gg_interrupted = _gg_first_step(_gg_target), False
     try:
         while True:
             try:
                 _gg_yielded = [await _gg_drive(_gg_step, _gg_body, _gg_target, more=True)]
             except StopAsyncIteration:
                 return
+            except BaseException as _gg_raised:
+                if _gg_interrupted or _gg_has_ended(_gg_target) or _gg_target.ag_running:
+                    raise
+                _gg_interrupted, _gg_step = True, _gg_target.athrow(_gg_raised)
+                continue
+            _gg_interrupted = False
             _gg_step = None  # it holds what was sent or thrown in
             try:
                 _gg_step = _gg_target.asend((yield _gg_yielded.pop()))

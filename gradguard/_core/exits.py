@@ -81,26 +81,30 @@ def close_link(link: Link) -> None:
 
 
 def leave(link: Link, error: BaseException) -> None:
-    """End the call of a decorated function, by an error that may have come at any point of it."""
+    """End the call of a decorated function, by an error that may have come at any point of it.
+
+    An interrupt may have come before the link was on the chain, or when it was off again. Whose the
+    error is cannot be told: a signal's handler leaves its own frame in the traceback, as a body.
+    """
     now = thread.cell[0]
-    if now is link or (now is link[3] and not _is_of_body(error)):
+    if now is link or now is link[3]:
         thread.cell[0] = link[3]  # a trace tells the entry from the exit by it
         close_link(link)
     else:
         close(link[0], error)  # the body has closed or left open a guard
 
 
-def _is_of_body(error: BaseException) -> bool:
-    """Tell whether the function raised it; an interrupt of the wrapper leads to no other frame."""
-    tb = error.__traceback__
-    inner = None if tb is None else tb.tb_next
-    return inner is not None and inner.tb_frame.f_globals is not globals()
-
-
 def exit_again(guard: Opener, top: Link | None) -> None:
     """Do to its end the exit of `guard`, innermost by `top`, that an interrupt has cut short."""
     now = thread.cell[0]
     if now is not None and (top is None or now is top) and is_entry_of(now, guard):
+        close_link(now)
+
+
+def end_call(guard: object, below: Link | None) -> None:
+    """Exit `guard`, entered on `below`, where an interrupt came before its exit had begun."""
+    now = thread.cell[0]
+    if now is not None and now[0] is guard and now[3] is below:
         close_link(now)
 
 

@@ -17,7 +17,7 @@ from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import CompiledGrad
 from gradguard._core.decorating import decorate, under_no_grad
 from gradguard._core.exits import close, exit_again, undo_entry
-from gradguard._core.guard_stack import Link, Opener, fast, thread
+from gradguard._core.guard_stack import Opener, fast
 from gradguard._core.state import (
     enter_inference,
     is_grad_enabled,
@@ -133,7 +133,7 @@ class NoGrad(Guard):
         return CompiledGrad(False)
 
 
-class _Left:
+class LeftInference:
     """Inference mode, left by a guard that has recording on; its exit sets `found` as well.
 
     The token alone would bring that back, too. But make_fx and torch.export write down each call
@@ -170,7 +170,7 @@ class EnableGrad(Guard):
         found = is_grad_enabled()
         token = None
         try:
-            token = _Left(found) if is_inference_mode_enabled() else None
+            token = LeftInference(found) if is_inference_mode_enabled() else None
             cell[0] = (self, found, token, below)
             if not found:
                 set_grad(True)
@@ -180,71 +180,6 @@ class EnableGrad(Guard):
 
     def while_compiling(self) -> AbstractContextManager[None]:
         return CompiledGrad(True)
-
-
-class SetGrad(Guard):
-    """torch's `set_grad_enabled`: it acts when it is made, and may be entered later.
-
-    The first entry in the thread that made it counts as made at construction. The thread is known
-    by its cell, which, unlike a thread's number, is never given to another thread.
-    """
-
-    __slots__ = ("_before", "_maker", "grad", "inference")
-    grad: bool
-
-    def __init__(self, mode: bool) -> None:
-        self.grad = mode  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.inference = False if mode else None
-        self._maker: list[Link | None] | None = own_cell()
-        self._before = is_grad_enabled()
-        set_grad(mode)
-
-    @property
-    def mode(self) -> bool:  # as torch's has it
-        return self.grad
-
-    def __repr__(self) -> str:
-        return f"set_grad_enabled(mode={self.grad})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _set_later, (self.grad,)
-
-    def clone(self) -> "SetGrad":  # it acts at once, as torch's does
-        return SetGrad(self.grad)
-
-    def __enter__(self) -> None:
-        try:
-            cell = fast.cell
-        except AttributeError:
-            cell = own_cell()
-        below, token = cell[0], None
-        found = is_grad_enabled()
-        if self._maker is cell:
-            found, self._maker = self._before, None
-        try:
-            token = _Left(found) if self.grad and is_inference_mode_enabled() else None
-            cell[0] = (self, found, token, below)
-            set_grad(self.grad)
-        except BaseException:
-            undo_entry(below, found, token)
-            raise
-
-    def while_compiling(self) -> AbstractContextManager[None]:
-        return CompiledGrad(self.grad)
-
-    def __call__(self, orig_func: F) -> F:
-        if self._maker is thread.cell:
-            set_grad(self._before)
-            self._maker = None
-        return super().__call__(orig_func)
-
-
-def _set_later(mode: bool) -> SetGrad:
-    """A `SetGrad` that has switched nothing: what a copy or a pickle is remade by."""
-    made = SetGrad.__new__(SetGrad)
-    made.grad, made.inference = mode, False if mode else None
-    made._before, made._maker = mode, None  # noqa: SLF001 (its own)
-    return made
 
 
 NO_GRAD = NoGrad()  # for decorators of other folders, around each call

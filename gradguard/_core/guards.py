@@ -10,9 +10,9 @@ from gradguard._core.guard_types import (
     F,
     Guard,
     NoGrad,
-    SetGrad,
 )
 from gradguard._core.inference_guards import InferenceOff, InferenceOn
+from gradguard._core.set_grad_guard import SetGrad
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._core.torch_versions import not_compiled
 

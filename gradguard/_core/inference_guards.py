@@ -10,7 +10,7 @@ from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import compiled_decorated_inference
 from gradguard._core.decorating import under_inference
 from gradguard._core.exits import close, exit_again
-from gradguard._core.guard_stack import Owner, fast, grad_inside, thread
+from gradguard._core.guard_stack import Link, Owner, fast, grad_inside, links, thread
 from gradguard._core.guard_types import F, Guard
 from gradguard._core.state import (
     enter_inference,
@@ -60,6 +60,13 @@ class InferenceMode(Guard, Owner):
         """Return another guard of the same kind."""
         return type(self).of_thread()
 
+    def _undo(self, cell: list[Link | None], below: Link | None) -> None:
+        """Take back an entry that an interrupt has cut short."""
+        if cell[0] is not below:
+            exit_again(self, cell[0])
+        elif all(link is not self.link for link in links()):
+            self.link = self.token = None  # dropped, it brings the mode back
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None = None,
@@ -95,13 +102,18 @@ class InferenceOn(InferenceMode):
             cell = fast.cell
         except AttributeError:
             cell = own_cell()
+        below = cell[0]
         found = is_grad_enabled() or (None if is_inference_mode_enabled() else False)
-        if self.link is cell:
-            itself, below = ref(self), cell[0]
-            self.token = enter_inference(True)
-            cell[0] = self.link = (_ON, found, itself, below)
-        else:
-            cell[0] = (self, found, enter_inference(True), cell[0])
+        try:
+            if self.link is cell:
+                itself = ref(self)
+                self.token = enter_inference(True)
+                self.link = cell[0] = (_ON, found, itself, below)
+            else:
+                cell[0] = (self, found, enter_inference(True), below)
+        except BaseException:
+            self._undo(cell, below)
+            raise
 
     def while_compiling(self) -> AbstractContextManager[None]:
         return compiled_decorated_inference(True)
@@ -124,13 +136,12 @@ class InferenceOff(InferenceMode):
             if self.link is cell:
                 itself = ref(self)
                 self.token = enter_inference(False)
-                cell[0] = self.link = (_OFF, found, itself, below)
+                self.link = cell[0] = (_OFF, found, itself, below)
             else:
                 cell[0] = (self, found, enter_inference(False), below)
             set_grad(grad)
         except BaseException:
-            if cell[0] is not below:
-                exit_again(self, cell[0])
+            self._undo(cell, below)
             raise
 
     def while_compiling(self) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ import inspect
 import sys
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import suppress
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Protocol
 from weakref import ReferenceType
@@ -64,6 +65,18 @@ def has_ended(made: Any) -> bool:
     return kind is not AsyncGeneratorType or made.ag_frame is None
 
 
+def close_in_its_mode(made: Any, body: Suspendable) -> None:
+    """Close a generator or coroutine that nobody will step any more, unless it is running."""
+
+    def close(_: object) -> None:
+        made.close()
+        raise StopIteration
+
+    if not (made.gi_running if type(made) is GeneratorType else made.cr_running):
+        with suppress(StopIteration):
+            body.step(close, [None])
+
+
 def has_begun(made: Any) -> bool:
     """Tell whether a generator, coroutine or async generator has run already, or is over."""
     if type(made) is GeneratorType:
@@ -110,7 +123,7 @@ def drive(
     """
     call: Any = target.send
     passed: list[Any] = [None]
-    interrupted = False
+    interrupt: BaseException | None = None
     try:
         while True:
             try:
@@ -118,19 +131,34 @@ def drive(
             except StopIteration as stop:
                 return stop.value
             except BaseException as raised:
-                if interrupted or has_ended(made):
+                if interrupt is not None and made is not target and _has_no_more_steps(raised):
+                    raise interrupt from None  # it came when the step was over
+                if interrupt is not None or has_ended(made):
                     raise
-                interrupted, passed[:], call = True, [raised], target.throw
+                interrupt, passed[:], call = raised, [raised], target.throw
                 continue
-            interrupted = False
+            interrupt = None
             try:
                 passed.append((yield passed.pop()))
                 call = target.send
             except BaseException as thrown:  # noqa: BLE001 (it is the body's to answer)
                 passed[:] = [thrown]
                 call = target.throw
+    except BaseException:
+        if made is target and not has_ended(made):  # an interrupt came amid the lines above
+            close_in_its_mode(made, body)
+        raise
     finally:
-        del target, call  # an error thrown in would keep this frame, and so itself, alive
+        del (
+            target,
+            call,
+            interrupt,
+        )  # an error thrown in would keep this frame, and so itself, alive
+
+
+def _has_no_more_steps(error: BaseException) -> bool:
+    """Tell whether this is what an async generator's step, which is over, says to an error."""
+    return isinstance(error, RuntimeError) and "cannot reuse already awaited" in str(error)
 
 
 class EntersBodies(Protocol):

@@ -17,7 +17,9 @@ from types import (
 )
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from gradguard._core import guard_stack
 from gradguard._core.body_wrappers import ASYNC_GENERATOR, COROUTINE, GENERATOR, body_wrapper
+from gradguard._core.exits import end_call
 from gradguard._core.parameters import Parameters, Shape, parameters_of
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._core.suspendable import Suspendable, has_begun
@@ -111,8 +113,13 @@ def _plain(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
         if is_dynamo_compiling():
             with guard.while_compiling():
                 return fn(*args, **kwargs)
-        with guard:
-            result = fn(*args, **kwargs)
+        below = guard_stack.thread.cell[0]  # by its module: a thread-local cannot be sent
+        try:
+            with guard:
+                result = fn(*args, **kwargs)
+        except BaseException:
+            end_call(guard, below)
+            raise
         if type(result) in STILL_TO_RUN:
             return STILL_TO_RUN[type(result)](result, guard)
         return result

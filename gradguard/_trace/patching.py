@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from gradguard._core import compiling
 from gradguard._core.frames import is_ours
-from gradguard._core.guard_types import Guard, SetGrad
+from gradguard._core.guard_types import Guard
 from gradguard._core.inference_guards import InferenceMode
+from gradguard._core.set_grad_guard import SetGrad
 from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import INFERENCE_TOKEN, TORCH_GUARDS, enter_inference
 from gradguard._trace.open_switches import Role

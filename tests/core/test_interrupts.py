@@ -1,0 +1,300 @@
+"""An exception from outside at each bytecode of an entry, step or exit: Ctrl-C, a signal's handler.
+
+A trace function raises where a signal's handler would; that reaches more points than signals do.
+"""
+
+import asyncio
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gradguard
+from gradguard._core.guard_stack import thread
+from gradguard._core.state import set_inference
+from gradguard._eval.holders import groups
+
+HOME = {library: str(Path(library.__file__).parent) for library in (torch, gradguard)}
+NET = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout())
+IN_EVAL = torch.nn.Dropout().eval()
+
+
+class Interrupt(BaseException):
+    """Stands for KeyboardInterrupt, and what the handlers of time limits raise."""
+
+
+class Tracing:
+    """Run something, with an interrupt at one bytecode of a library."""
+
+    def __init__(self, library, position):
+        self.library = library
+        self.left = position
+        self.came = False
+
+    def __call__(self, frame, event, arg):
+        filename = frame.f_code.co_filename
+        generated = self.library is gradguard and filename.startswith("<gradguard")
+        if not generated and not filename.startswith(HOME[self.library]):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            self.left -= 1
+            if self.left < 0:
+                self.came = True
+                sys.settrace(None)
+                raise Interrupt
+        return self
+
+    def run(self, work):
+        """Return whether the interrupt came, and whether it came out."""
+        sys.settrace(self)
+        try:
+            work()
+        except Interrupt:
+            return self.came, True
+        finally:
+            sys.settrace(None)
+        return self.came, False
+
+
+def step_through(coroutine):
+    try:
+        while True:
+            coroutine.send(None)
+    except StopIteration:
+        pass
+
+
+async def drain(items):
+    async for _ in items:
+        pass
+
+
+def forms(library):
+    """Return what only enters and exits, in each way that torch has, too."""
+
+    @library.no_grad()
+    def plain():
+        pass
+
+    @library.enable_grad()
+    def plain_enable():
+        pass
+
+    @library.inference_mode()
+    def plain_inference():
+        pass
+
+    @library.no_grad()
+    def generator():
+        yield
+        yield
+
+    @library.inference_mode()
+    def generator_inference():
+        yield
+        with library.no_grad():
+            yield
+
+    def block(make):
+        def work():
+            with make():
+                pass
+
+        return work
+
+    return {
+        "with no_grad": block(library.no_grad),
+        "with enable_grad": block(library.enable_grad),
+        "with set_grad_enabled": block(lambda: library.set_grad_enabled(False)),
+        "with inference_mode": block(library.inference_mode),
+        "with inference_mode(False)": block(lambda: library.inference_mode(False)),
+        "@no_grad": plain,
+        "@enable_grad": plain_enable,
+        "@inference_mode": plain_inference,
+        "@no_grad generator": lambda: list(generator()),
+        "@inference_mode generator": lambda: list(generator_inference()),
+    }
+
+
+def own_forms():
+    """Return what torch has no such form of, or one that does nothing: nothing may be left."""
+
+    @gradguard.no_grad
+    async def coroutine():
+        await asyncio.sleep(0)
+        with gradguard.enable_grad():
+            await asyncio.sleep(0)
+
+    @gradguard.inference_mode
+    async def async_generator():
+        yield
+        await asyncio.sleep(0)
+        yield
+
+    @gradguard.evaluating(NET)
+    def evaluated():
+        pass
+
+    @gradguard.inference_function
+    def predict(net):
+        pass
+
+    @gradguard.inference_function
+    def stream(net):
+        yield
+        yield
+
+    def block():
+        with gradguard.evaluating(NET):
+            pass
+
+    return {
+        "@no_grad async def": lambda: step_through(coroutine()),
+        "@inference_mode async generator": lambda: step_through(drain(async_generator())),
+        "with evaluating": block,
+        "@evaluating": evaluated,
+        "@inference_function": lambda: predict(NET),
+        "@inference_function, in eval already": lambda: predict(IN_EVAL),
+        "@inference_function generator": lambda: list(stream(NET)),
+    }
+
+
+def every_position(library, work, *, start=True):
+    """Interrupt at each bytecode in turn; count what is wrong after, by its kind."""
+    counts = {"positions": 0, "mode": 0, "guards": 0, "lost": 0, "flags": 0}
+    modules = [*NET.modules(), *IN_EVAL.modules()]
+    flags = [module.training for module in modules]
+    work()  # what the first call imports or makes is no part of it
+    while True:
+        torch._C._set_grad_enabled(start)
+        came, came_out = Tracing(library, counts["positions"]).run(work)
+        if not came:
+            return counts
+        counts["positions"] += 1
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        counts["mode"] += mode != (start, False)
+        counts["guards"] += gradguard.guards() != ()
+        counts["lost"] += not came_out
+        counts["flags"] += [module.training for module in modules] != flags or bool(groups)
+        thread.cell[0] = None
+        set_inference(False)
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag
+        groups.clear()
+
+
+@pytest.fixture(autouse=True)
+def recording_afterwards():
+    """Every test ends recording, whatever it found; no collection comes in between."""
+    if sys.gettrace() is not None:
+        pytest.skip("the trace function is coverage's")
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    torch._C._set_grad_enabled(True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("form", forms(gradguard))
+def test_no_interrupt_leaves_more_than_torchs_own_guard_leaves(form):
+    """No more wrong modes than with torch's guard, no guard left open, and no interrupt lost."""
+    start = "enable_grad" not in form
+    ours = every_position(gradguard, forms(gradguard)[form], start=start)
+    theirs = every_position(torch, forms(torch)[form], start=start)
+    assert ours["positions"] > 20
+    assert (ours["guards"], ours["lost"]) == (0, 0)
+    assert ours["mode"] <= theirs["mode"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("form", own_forms())
+def test_no_interrupt_leaves_anything(form):
+    """No wrong mode or flag, no guard or eval mode left open, and no interrupt lost."""
+    ours = every_position(gradguard, own_forms()[form])
+    assert ours.pop("positions") > 100
+    assert set(ours.values()) == {0}, ours
+
+
+def test_a_block_whose_exit_was_interrupted_is_not_blamed():
+    """The exit of the block around it is no exit out of order."""
+    inner = gradguard.no_grad()
+
+    def work():
+        with gradguard.enable_grad(), inner:
+            pass
+
+    position, came = 0, True
+    while came:
+        came, _ = Tracing(gradguard, position).run(work)
+        position += 1
+        assert gradguard.guards() == ()
+    assert position > 50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_between_two_steps_is_the_bodys_to_answer():
+    """What a decorated generator has open is closed, under its own mode, by its own cleanup."""
+    cleaned = []
+
+    @gradguard.no_grad()
+    def generator():
+        try:
+            with gradguard.enable_grad():
+                while True:
+                    yield
+        finally:
+            cleaned.append(gradguard.grad_state().grad_enabled)
+
+    for position in range(200):
+        running = generator()
+        next(running)
+        came, came_out = Tracing(gradguard, position).run(lambda running=running: next(running))
+        assert came is came_out
+        running.close()
+        assert torch.is_grad_enabled()
+    assert cleaned.count(False) > 190  # a signal's handler never runs at the others
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_between_two_steps_of_an_async_generator_is_the_bodys_to_answer():
+    """Also one that comes when a step is over, and what it yielded not yet handed on."""
+    answered = []
+
+    @gradguard.no_grad()
+    async def generator():
+        try:
+            while True:
+                yield
+        except Interrupt:
+            answered.append(torch.is_grad_enabled())
+            raise
+
+    def begin(running):
+        step_through(anext(running).__await__())
+
+    for position in range(150):
+        running = generator()
+        begin(running)
+        came, came_out = Tracing(gradguard, position).run(lambda running=running: begin(running))
+        assert came is came_out
+        assert torch.is_grad_enabled()
+    assert answered.count(False) > 100
+
+
+@pytest.mark.parametrize("guard", [gradguard.no_grad(), gradguard.inference_mode()])
+def test_an_error_of_a_body_that_has_closed_its_own_guard_comes_out(guard):
+    """It is not replaced by an error about the guard, and the mode is what it was."""
+
+    @guard
+    def function():
+        guard.__exit__(None, None, None)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        function()
+    assert gradguard.grad_state() == (True, False)
