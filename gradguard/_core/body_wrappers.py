@@ -12,15 +12,25 @@ import linecache
 from collections.abc import Callable
 from typing import Any
 
-from gradguard._core import compiling as _gg_compiling  # noqa: F401
+from gradguard._core import compiling as _gg_compiling
 from gradguard._core.parameters import Parameters, Shape, parameters_of
 from gradguard._core.state import (
-    is_dynamo_compiling as _gg_is_dynamo_compiling,  # noqa: F401 # pyright: ignore[reportUnusedImport]
+    is_dynamo_compiling as _gg_is_dynamo_compiling,
 )
-from gradguard._core.suspendable import close_in_its_mode as _gg_close_in_its_mode  # noqa: F401
-from gradguard._core.suspendable import drive as _gg_drive  # noqa: F401
-from gradguard._core.suspendable import first_step as _gg_first_step  # noqa: F401
-from gradguard._core.suspendable import has_ended as _gg_has_ended  # noqa: F401
+from gradguard._core.suspendable import close_in_its_mode as _gg_close_in_its_mode
+from gradguard._core.suspendable import drive as _gg_drive
+from gradguard._core.suspendable import first_step as _gg_first_step
+from gradguard._core.suspendable import has_ended as _gg_has_ended
+
+# The templates name them.
+__all__ = [
+    "_gg_close_in_its_mode",
+    "_gg_compiling",
+    "_gg_drive",
+    "_gg_first_step",
+    "_gg_has_ended",
+    "_gg_is_dynamo_compiling",
+]
 
 # Both loops stand in one function, since Dynamo follows neither through another generator.
 # Not `yield from drive(...)`: a body that is closed and goes on would be lost with it; and Dynamo
