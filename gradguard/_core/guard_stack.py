@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 from weakref import ReferenceType, WeakSet
 
 from gradguard._core.state import InferenceToken
+from gradguard._core.torch_versions import grad_is_deferred
 
 # The opener, the grad mode that it found, what brings inference mode back (where it was switched),
 # and the link below. A plain tuple, because a NamedTuple costs three times as much to build; a
@@ -116,7 +117,7 @@ def _grad_around_inference() -> bool:
         guard, found, _, link = link
         if not guard.is_inference_block:
             return guard.grad is not False
-        if found is not None:
+        if found is False or (found and not grad_is_deferred()):
             return found
     return True
 

@@ -26,6 +26,7 @@ from gradguard._core.state import (
 )
 from gradguard._core.suspendable import Suspendable
 from gradguard._core.suspended_bodies import Body
+from gradguard._core.torch_versions import GRAPHS_DEFER_GRAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,7 +124,7 @@ class NoGrad(Guard):
         found = is_grad_enabled()
         try:
             cell[0] = (self, found, None, below)
-            if found:
+            if found or GRAPHS_DEFER_GRAD:
                 set_grad(False)
         except BaseException:
             undo_entry(below, found)
@@ -166,13 +167,12 @@ class EnableGrad(Guard):
             cell = fast.cell
         except AttributeError:
             cell = own_cell()
-        below = cell[0]
+        below, token = cell[0], None
         found = is_grad_enabled()
-        token = None
         try:
             token = LeftInference(found) if is_inference_mode_enabled() else None
             cell[0] = (self, found, token, below)
-            if not found:
+            if not found or GRAPHS_DEFER_GRAD:
                 set_grad(True)
         except BaseException:
             undo_entry(below, found, token)

@@ -47,6 +47,7 @@ from gradguard._core.suspendable import (
     asleep,
     steady_mode,
 )
+from gradguard._core.torch_versions import GRAPHS_DEFER_GRAD, grad_is_deferred
 
 
 class Body(Boundary, Suspendable):
@@ -89,6 +90,8 @@ class Body(Boundary, Suspendable):
         self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False
     ) -> Any:
         """As `Suspendable.step`; the usual steps are written out."""
+        if GRAPHS_DEFER_GRAD and grad_is_deferred():
+            return super().step(call, passed, more=more)
         try:
             cell = fast.cell
         except AttributeError:
@@ -206,8 +209,10 @@ class Body(Boundary, Suspendable):
 
     def suspend(self) -> None:
         """Bring back the resumer's mode and guards, keeping the body's."""
-        mode = is_grad_enabled(), is_inference_mode_enabled()
         chain = links()
+        deferred = chain[0][0].grad if grad_is_deferred() else None
+        grad = is_grad_enabled() if deferred is None else deferred
+        mode = grad, is_inference_mode_enabled()
         at = next(at for at, link in enumerate(chain) if link[0] is self)
         own, base = chain[:at], chain[at]
         tokens = [token for link in chain[: at + 1] if (token := token_of(link)) is not None]

@@ -58,6 +58,15 @@ DYNAMO_FOLLOWS_CONTEXTMANAGER = torch.__version__ >= "2.7"
 # `PreDispatchTorchFunctionMode`). Asking would need a trace.
 GRAPHS_DEFER_GRAD = torch.__version__ < "2.9"
 
+
+def grad_is_deferred() -> bool:
+    """Tell whether a switch of grad mode may be written down and not run: see above.
+
+    What writes it down is a mode of `__torch_function__`, as few others are.
+    """
+    return GRAPHS_DEFER_GRAD and torch._C._len_torch_function_stack() > 0  # noqa: SLF001
+
+
 # What each backward() and autograd.grad() of Python calls, by name in the module torch.autograd:
 # there is no public hook for "a backward begins".
 RUNS_BACKWARD = "_engine_run_backward"
@@ -93,6 +102,7 @@ __all__ = [
     "default_store",
     "enter_inference",
     "exit_inference",
+    "grad_is_deferred",
     "is_any_autocast_enabled",
     "never_compiled",
     "next_sequence_number",
