@@ -59,4 +59,4 @@ class Forward:
         self.frame = frame
         self.left = left
         self.differentiated = False
-        self.since = next_sequence_number()
+        self.since = next_sequence_number() if recorded else 0

@@ -23,7 +23,7 @@ from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.registrations import registrations
 from gradguard._watch.watch import Removable
 
-_AT_ONCE = 32  # parameters and buffers looked at in one step
+_AT_ONCE = 8  # parameters and buffers looked at in one step
 _PATIENCE = 4  # empty steps: one in four with a gradient is a task's optimizer in turn
 Told = tuple[Callable[[Finding], object], Callable[[Finding], object]]
 
