@@ -7,6 +7,7 @@ them. It runs the calls of the outermost compiled module eagerly, not those insi
 import functools
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Any, TypeVar
@@ -129,13 +130,15 @@ class Observer:
         if not is_dynamo_compiling() and id(optimizer) not in self._stepping:
             self._stepping.add(id(optimizer))
             closure = has_closure(args, kwargs)
-            self._attempt(self.judge.before_step, optimizer, _caller(), closure=closure)
+            step = partial(self.judge.before_step, closure=closure)
+            self._attempt(step, optimizer, _caller())
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_dynamo_compiling():
             self._stepping.discard(id(optimizer))
             closure = has_closure(args, kwargs)
-            self._attempt(self.judge.after_step, optimizer, _caller(), closure=closure)
+            step = partial(self.judge.after_step, closure=closure)
+            self._attempt(step, optimizer, _caller())
 
     def _parameter_set(self, module: nn.Module, name: str, new: Tensor | None) -> None:
         if not is_dynamo_compiling():
@@ -160,7 +163,7 @@ class Observer:
             if inside is not None and forward is not None:
                 forward.differentiated = True
             to_leaves = bool(kwargs.get("accumulate_grad"))
-            attempt(judge.backward, roots, left, to_leaves=to_leaves)
+            attempt(partial(judge.backward, to_leaves=to_leaves), roots, left)
             running.backward += 1
             running.inside = None
             try:
@@ -199,12 +202,12 @@ class Observer:
 
         return load_state_dict
 
-    def _attempt(self, look: Callable[..., object], *args: object, **kwargs: object) -> None:
+    def _attempt(self, look: Callable[..., object], *args: object) -> None:
         """Look, and never let the script fail by it; a failure is told at the end."""
         if not self._active:  # another tool has put its own over what was replaced
             return
         try:
-            look(*args, **kwargs)
+            look(*args)
         except Exception as error:  # noqa: BLE001 (it is not the script's; the summary tells it)
             self.failure = (
                 f"gradguard: a check failed by itself ({type(error).__name__}: "
