@@ -2,26 +2,24 @@
 
 Usage: python benchmarks/interrupts.py [--storms N] [--seconds S]
 
-Each storm is a process of its own, which only enters and exits while a timer's signal raises an
-exception at random points. It ends with the mode as it should be, or not. Interrupts that never
-reached the program (raised in a destructor, where Python drops them) are counted, and so are guards
-left on the thread's chain. Prints a table and writes interrupts.json beside this file.
+Each storm is a process of its own (a fork: importing torch takes seconds), which only enters and
+exits while a timer's signal raises an exception at a random point. It ends with the mode as it
+should be, or not. Interrupts that never reached the program (raised in a destructor, where Python
+drops them) are counted, and so are guards left on the thread's chain. Prints a table and writes
+interrupts.json beside this file.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 STORM = """
-import random, signal, sys, torch, gradguard
-library, form, seed, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+import os, random, signal, sys, torch, gradguard
+library, form, storms, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 guards = torch if library == "torch" else gradguard
-random.seed(seed)
 
 class Interrupt(BaseException):
     pass
@@ -98,12 +96,19 @@ def storm():
     finally:
         armed = False
 
-try:
-    storm()
-except Interrupt:
-    caught += 1
-now = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-print(int(now != expected), raised - caught, len(gradguard.guards()))
+for seed in range(storms):
+    process = os.fork()
+    if process:
+        os.waitpid(process, 0)
+        continue
+    random.seed(seed)
+    try:
+        storm()
+    except Interrupt:
+        caught += 1
+    now = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    print(int(now != expected), raised - caught, len(gradguard.guards()), flush=True)
+    os._exit(0)
 """
 FORMS = (
     "with no_grad",
@@ -116,10 +121,25 @@ FORMS = (
 )
 
 
-def storm(library, form, seed, seconds):
-    command = [sys.executable, "-c", STORM, library, form, str(seed), str(seconds)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
-    return [int(number) for number in ran.stdout.split()]
+def totals_of(library, form, storms, seconds):
+    """Return how often the mode was wrong, how many interrupts were lost and guards left open."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        STORM,
+        library,
+        form,
+        str(storms),
+        str(seconds),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    found = [[int(number) for number in line.split()] for line in ran.stdout.splitlines()]
+    if len(found) != storms:
+        msg = f"{storms - len(found)} storms ended otherwise:\n{ran.stderr}"
+        raise SystemExit(msg)
+    return [sum(column) for column in zip(*found, strict=True)]
 
 
 def main():
@@ -131,20 +151,13 @@ def main():
     figures = {}
     print(f"{args.storms} storms each       wrong mode        interrupts lost   guards left")
     print(f"{'':27}torch  gradguard  torch  gradguard  gradguard")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for form in args.forms:
-            totals = {}
-            for library in ("torch", "gradguard"):
-                seeds = range(args.storms)
-                found = pool.map(lambda seed: storm(library, form, seed, args.seconds), seeds)  # noqa: B023
-                totals[library] = [sum(column) for column in zip(*found, strict=True)]
-            (wrong, lost, _), (our_wrong, our_lost, left) = totals["torch"], totals["gradguard"]
-            print(f"{form:26}{wrong:6}{our_wrong:11}{lost:7}{our_lost:11}{left:11}", flush=True)
-            figures[form] = {
-                "wrong": [wrong, our_wrong],
-                "lost": [lost, our_lost],
-                "left": left,
-            }
+    for form in args.forms:
+        (wrong, lost, _), (our_wrong, our_lost, left) = (
+            totals_of(library, form, args.storms, args.seconds)
+            for library in ("torch", "gradguard")
+        )
+        print(f"{form:26}{wrong:6}{our_wrong:11}{lost:7}{our_lost:11}{left:11}", flush=True)
+        figures[form] = {"wrong": [wrong, our_wrong], "lost": [lost, our_lost], "left": left}
     text = json.dumps({"storms": args.storms, "figures": figures}, indent=2)
     (HERE / "interrupts.json").write_text(text + "\n", encoding="utf-8")
 

@@ -168,6 +168,7 @@ def every_position(library, work, *, start=True):
     modules = [*NET.modules(), *IN_EVAL.modules()]
     flags = [module.training for module in modules]
     work()  # what the first call imports or makes is no part of it
+    Tracing(library, sys.maxsize).run(work)  # from Python 3.12 on, opcodes are traced the next time
     while True:
         torch._C._set_grad_enabled(start)
         came, came_out = Tracing(library, counts["positions"]).run(work)
