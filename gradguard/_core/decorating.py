@@ -33,9 +33,7 @@ def decorate(fn: Any, guard: CallContext) -> Any:
     if isinstance(fn, type) and not refuses_classes:
         _warn_of_class(repr(guard), fn)
         return wrappers.wrapped(fn, 0, guard_for)
-    fast = getattr(guard, "plain_wrapper", None)
-    plain = None if fast is None else functools.partial(fast, guard=guard)
-    return decorate_each(fn, guard_for, repr(guard), plain)
+    return decorate_each(fn, guard_for, repr(guard), getattr(guard, "plain_wrapper", None))
 
 
 def decorate_each(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import CompiledGrad
-from gradguard._core.decorating import decorate, under_no_grad
 from gradguard._core.exits import close, exit_again, undo_entry
 from gradguard._core.guard_stack import Opener, fast
 from gradguard._core.state import (
@@ -24,12 +23,12 @@ from gradguard._core.state import (
     is_inference_mode_enabled,
     set_grad,
 )
-from gradguard._core.suspendable import Suspendable
-from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import GRAPHS_DEFER_GRAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gradguard._core.suspendable import Suspendable
 
 Decoratable: TypeAlias = (
     "Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any] | property"
@@ -64,8 +63,10 @@ class Guard(Opener):
         """A guard of the same effect that Dynamo can follow."""
         raise NotImplementedError
 
-    def body(self) -> Suspendable:
+    def body(self) -> "Suspendable":
         """This guard for one call whose body can be suspended."""
+        from gradguard._core.suspended_bodies import Body  # loaded where a body can be suspended
+
         return Body(self)
 
     def __enter__(self) -> None:
@@ -98,6 +99,8 @@ class Guard(Opener):
         close(self, exc)
 
     def __call__(self, orig_func: F) -> F:
+        from gradguard._core.decorating import decorate  # loaded where something is decorated
+
         decorated: F = decorate(orig_func, self)
         return decorated
 
@@ -110,7 +113,11 @@ class NoGrad(Guard):
 
     __slots__ = ()
     grad = False
-    plain_wrapper = staticmethod(under_no_grad)
+
+    def plain_wrapper(self, fn: "Callable[..., Any]") -> "Callable[..., Any]":
+        from gradguard._core.decorating import under_no_grad  # loaded as in __call__
+
+        return under_no_grad(fn, self)
 
     def __repr__(self) -> str:
         return "no_grad()"

@@ -1,14 +1,13 @@
 """The guards that switch inference mode, on or off."""
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from typing_extensions import Self
 
 from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import compiled_decorated_inference
-from gradguard._core.decorating import under_inference
 from gradguard._core.exits import close, exit_again
 from gradguard._core.guard_stack import Link, Owner, fast, grad_inside, links, thread
 from gradguard._core.guard_types import F, Guard
@@ -19,6 +18,9 @@ from gradguard._core.state import (
     is_inference_mode_enabled,
     set_grad,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class InferenceMode(Guard, Owner):
@@ -95,7 +97,11 @@ class InferenceOn(InferenceMode):
     __slots__ = ()
     grad = False
     inference = mode = is_inference_block = True
-    plain_wrapper = staticmethod(under_inference)
+
+    def plain_wrapper(self, fn: "Callable[..., Any]") -> "Callable[..., Any]":
+        from gradguard._core.decorating import under_inference  # loaded where it is decorated
+
+        return under_inference(fn, self)
 
     def __enter__(self) -> None:
         try:
