@@ -83,9 +83,12 @@ def has_begun(made: Any) -> bool:
         return inspect.getgeneratorstate(made) != inspect.GEN_CREATED
     if type(made) is CoroutineType:
         return inspect.getcoroutinestate(made) != inspect.CORO_CREATED
-    frame = made.ag_frame  # inspect has a function for these from Python 3.12 on
+    frame = made.ag_frame
     if frame is None or frame.f_lasti < 0:
         return frame is None
+    suspended: bool | None = getattr(made, "ag_suspended", None)  # from Python 3.12 on
+    if suspended is not None:
+        return suspended or made.ag_running
     at: str = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return at != "RETURN_GENERATOR"
 
