@@ -124,8 +124,10 @@ def under_no_grad(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
             cell = abandoned.own_cell()
         found = state.is_grad_enabled()
         link = (guard, found, None, cell[0])
+        result: Any = cell
         try:
             cell[0] = link
+            result = link
             if found:
                 state.set_grad(False)
             result = fn(*args, **kwargs) if kwargs else fn(*args)
@@ -135,7 +137,7 @@ def under_no_grad(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
             else:
                 exits.close(guard)  # the body has closed or left open a guard
         except BaseException as error:
-            exits.leave(link, error)
+            exits.leave(link, error, in_body=result is link)
             raise
         if result is not None and type(result) is not ordinary:
             if type(result) in wrappers.STILL_TO_RUN:
@@ -163,8 +165,10 @@ def under_inference(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
         below = cell[0]
         found = state.is_grad_enabled() or (None if state.is_inference_mode_enabled() else False)
         link = (guard, found, token := state.enter_inference(True), below)
+        result: Any = cell
         try:
             cell[0] = link
+            result = link
             result = fn(*args, **kwargs) if kwargs else fn(*args)
             if cell[0] is link:
                 cell[0] = below
@@ -172,7 +176,7 @@ def under_inference(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
             else:
                 exits.close(guard)  # the body has closed or left open a guard
         except BaseException as error:
-            exits.leave(link, error)
+            exits.leave(link, error, in_body=result is link)
             raise
         if result is not None and type(result) is not ordinary:
             if type(result) in wrappers.STILL_TO_RUN:

@@ -80,17 +80,18 @@ def close_link(link: Link) -> None:
     disown(link)
 
 
-def leave(link: Link, error: BaseException) -> None:
+def leave(link: Link, error: BaseException, *, in_body: bool) -> None:
     """End the call of a decorated function, by an error that may have come at any point of it.
 
-    An interrupt may have come before the link was on the chain, or when it was off again. Whose the
-    error is cannot be told: a signal's handler leaves its own frame in the traceback, as a body.
+    An interrupt may have come before the link was on the chain, or when it was off again. Where the
+    body has closed it, another entry of the guard is closed in its place, as a `with` would; where
+    there is none, the body's error says more than that.
     """
     now = thread.cell[0]
-    if now is link or now is link[3]:
+    if now is link or (now is link[3] and not in_body):
         thread.cell[0] = link[3]  # a trace tells the entry from the exit by it
         close_link(link)
-    else:
+    elif any(is_entry_of(other, link[0]) for other in links()):
         close(link[0], error)  # the body has closed or left open a guard
 
 

@@ -114,11 +114,17 @@ def _plain(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
             with guard.while_compiling():
                 return fn(*args, **kwargs)
         below = guard_stack.thread.cell[0]  # by its module: a thread-local cannot be sent
+        at_error = None
         try:
             with guard:
-                result = fn(*args, **kwargs)
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException:
+                    at_error = guard_stack.thread.cell[0]
+                    raise
         except BaseException:
-            end_call(guard, below)
+            if at_error is None or at_error is guard_stack.thread.cell[0]:
+                end_call(guard, below)
             raise
         if type(result) in STILL_TO_RUN:
             return STILL_TO_RUN[type(result)](result, guard)
