@@ -8,9 +8,6 @@ from pathlib import Path
 import stand_ins
 
 PROJECT = Path(__file__).parent.parent.parent
-# What the tests import, besides pytest: the newest that fits.
-TOOLS = ("hypothesis", "matplotlib", "numpy", "pytest-asyncio", "pytest-xdist", "setuptools")
-
 # What a torch needs to run on a CPU: all that its wheel asks for but the libraries of CUDA.
 NEEDS = """
 import importlib.metadata, re
@@ -20,6 +17,18 @@ for line in importlib.metadata.requires("torch"):
     marker = need.marker is None or need.marker.evaluate({"extra": ""})
     if marker and not re.match("nvidia|cuda|triton|pytorch-triton", need.name):
         print(need.name + str(need.specifier))
+"""
+# What the tests use, by name, so that pip takes of each what fits the pytest: the extra `dev`,
+# without its own torch and pytest, and without what only checks and builds. Dynamo wants setuptools.
+TOOLS = """
+import importlib.metadata
+from pip._vendor.packaging.requirements import Requirement
+print("setuptools")
+for line in importlib.metadata.requires("gradguard"):
+    need = Requirement(line)
+    of_dev = need.marker and need.marker.evaluate({"extra": "dev"})
+    if of_dev and need.name not in ("torch", "pytest", "build", "mypy", "pyright", "ruff"):
+        print(need.name)
 """
 VERSIONS = """
 import json, platform, pytest, torch, gradguard
@@ -52,8 +61,8 @@ class Environment:
             self.install(*self.output(NEEDS).split())
             path = self.output("import sysconfig; print(sysconfig.get_path('purelib'))").strip()
             stand_ins.make(Path(path, "torch"))
-        self.install(f"pytest=={pytest}" if pytest else "pytest", *TOOLS)
         self.install("--no-deps", "--editable", str(PROJECT))
+        self.install(f"pytest=={pytest}" if pytest else "pytest", *self.output(TOOLS).split())
         (self.folder / "made").touch()
 
     def versions(self) -> dict[str, str]:

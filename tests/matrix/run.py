@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ def main() -> int:
     if options.table:
         print(table())
         return 0
+    # A shell has what it starts in the background ignore Ctrl-C, which tests of signals inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name = f"torch{options.torch}-{Path(options.python).name}-pytest{options.pytest or ''}"
     environment = Environment(Path(options.environment or PROJECT / "build" / "matrix" / name))
     if not environment.exists():

@@ -1,0 +1,30 @@
+"""The rows of `tests/matrix`: one for each set of versions, in the order of their numbers."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+MATRIX = Path(__file__).parent / "matrix"
+
+
+@pytest.fixture
+def matrix(monkeypatch):
+    """Load the command's names."""
+    monkeypatch.syspath_prepend(str(MATRIX))
+    yield runpy.run_path(str(MATRIX / "run.py"))
+    for name in ("environment", "stand_ins"):
+        sys.modules.pop(name, None)
+
+
+def test_a_row_takes_the_place_of_the_one_with_its_versions(matrix, monkeypatch, tmp_path):
+    """Rows stand in the order of their versions, as numbers, each once."""
+    monkeypatch.setitem(matrix["write"].__globals__, "ROWS", tmp_path / "rows.json")
+    counts = dict.fromkeys(("passed", "failed", "error", "skipped", "xfailed", "xpassed"), 0)
+    for torch, passed in (("2.10.0", 1), ("2.8.0", 2), ("2.10.0", 3)):
+        versions = {"torch": torch, "python": "3.11.7", "pytest": "9.2.0"}
+        matrix["write"](versions, {**counts, "passed": passed, "error": 1})
+    rows = [(row["torch"], row["passed"]) for row in matrix["read"]()]
+    assert rows == [("2.8.0", 2), ("2.10.0", 3)]
+    assert matrix["table"]().splitlines()[2] == "| 2.8.0 | 3.11.7 | 9.2.0 | 2 | 0 | 0 | 1 |"
