@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -35,11 +35,11 @@ def _holds(value: object, module: object, depth: int) -> bool:
 def of_graphs() -> str | None:
     """Name what holds the tensor with the longest graph, such as ``AverageMeter.sum``."""
     named: dict[str, int] = {}
-    for tensor in _with_graphs():
-        for name in _names_of(tensor):
-            named[name] = max(named.get(name, 0), 1) + (1 if "[" in name else 0)
-            depth = _depth(tensor)
-            named[name] += depth
+    kept = list(_with_graphs())
+    depths = {id(tensor): _depth(tensor) for tensor in kept}
+    for key, name in _names_of(kept):
+        several = 1 if "[" in name else 0
+        named[name] = max(named.get(name, 0), 1) + several + depths[key]
     return max(named, key=lambda name: named[name]) if named else None
 
 
@@ -67,27 +67,52 @@ def _depth(tensor: Tensor) -> int:
     return len(seen)
 
 
-def _names_of(tensor: Tensor) -> Iterator[str]:
-    for holder in gc.get_referrers(tensor):
-        if isinstance(holder, dict):
-            name = next((key for key, value in holder.items() if value is tensor), None)
-            yield from _names_of_dict(holder, name)
-        elif isinstance(holder, (list, tuple)):
-            for outer in gc.get_referrers(holder):
-                if isinstance(outer, dict):
-                    name = next((key for key, value in outer.items() if value is holder), None)
-                    yield from (f"{each}[…]" for each in _names_of_dict(outer, name))
+def _names_of(kept: list[Tensor]) -> Iterator[tuple[int, str]]:
+    """Yield names of what holds these tensors, each with the tensor's id.
+
+    `gc.get_referrers` looks at all objects of the process. So it is asked once for all tensors,
+    once for all lists of them, and once for whose attributes those are.
+    """
+    holders = [each for each in gc.get_referrers(*kept) if each is not kept] if kept else []
+    dicts = [each for each in holders if isinstance(each, dict)]
+    rows = [each for each in holders if isinstance(each, (list, tuple))]
+    around = [each for each in gc.get_referrers(*rows) if isinstance(each, dict)] if rows else []
+    ids = set(map(id, kept))
+    inside = {id(row): [id(each) for each in row if id(each) in ids] for row in rows}
+    owners = _owners([*dicts, *around])
+    for holder in dicts:
+        for at, name in _keys(holder, ids).items():
+            yield from ((at, full) for full in _full_names(holder, name, owners))
+    for holder in around:
+        for at, name in _keys(holder, inside.keys()).items():
+            for full in _full_names(holder, name, owners):
+                yield from ((key, f"{full}[…]") for key in inside[at])
 
 
-def _names_of_dict(holder: dict[Any, Any], name: object) -> Iterator[str]:
+def _keys(holder: dict[Any, Any], ids: Collection[int]) -> dict[int, Any]:
+    """Return by which key a dict holds each of some objects."""
+    return {id(value): key for key, value in reversed(holder.items()) if id(value) in ids}
+
+
+def _owners(dicts: list[dict[Any, Any]]) -> dict[int, list[object]]:
+    """Return whose attributes each dict holds."""
+    owners: dict[int, list[object]] = {id(each): [] for each in dicts}
+    for owner in gc.get_referrers(*dicts) if dicts else ():
+        attributes = getattr(owner, "__dict__", None)
+        if id(attributes) in owners:
+            owners[id(attributes)].append(owner)
+    return owners
+
+
+def _full_names(
+    holder: dict[Any, Any], name: object, owners: dict[int, list[object]]
+) -> Iterator[str]:
     if not isinstance(name, str):
         return
     main = sys.modules.get("__main__")
     if main is not None and vars(main) is holder:
         yield name
         return
-    for owner in gc.get_referrers(holder):
-        if isinstance(owner, ModuleType):
-            yield f"{owner.__name__}.{name}"
-        elif getattr(owner, "__dict__", None) is holder:
-            yield f"{type(owner).__name__}.{name}"
+    for owner in owners[id(holder)]:
+        kind = owner.__name__ if isinstance(owner, ModuleType) else type(owner).__name__
+        yield f"{kind}.{name}"
