@@ -56,8 +56,11 @@ class Looks:
         if thread in self._behind and self._behind[thread] == progress:
             return True
         turn = next(iter(_next_to_go_on), None)
-        looking = {get_native_id(), *(other.native_id for other in waiting)}
         at_one = self._again(thread, (turn, progress))
+        if at_one == 1:  # it goes on, and so the process does: who else does need not be read
+            self._in_a_row.pop(None, None)
+            return False
+        looking = {get_native_id(), *(other.native_id for other in waiting)}
         at_all = self._again(None, (turn, _progress_of_others(looking)))
         if (at_one > _LOOKS_AT_ONE or at_all > _LOOKS_AT_ALL) and _is_taken(turn):
             self._behind[thread] = progress

@@ -39,11 +39,12 @@ def begin(about: HasModules) -> None:
     me = _turns[about] = this_thread()
     if len(_turns) == 1:
         return
-    looks = Looks()
+    looks, in_vain = Looks(), False
     try:
-        while (other := _in_the_way(about, looks)) is not None:
+        # Not looked at before somebody has waited in vain: that takes longer than most turns.
+        while (other := _in_the_way(about, looks if in_vain else None)) is not None:
             _waits_for[me] = other
-            _wait(other)
+            in_vain = not _has_ended(other)
     finally:
         _waits_for.pop(me, None)
 
@@ -72,7 +73,7 @@ def forget_other_threads() -> list[HasModules]:
     return lost
 
 
-def _in_the_way(about: HasModules, looks: Looks) -> HasModules | None:
+def _in_the_way(about: HasModules, looks: Looks | None) -> HasModules | None:
     turns, me = _turns.copy(), this_thread()
     waiting = [thread for thread, other in _waits_for.copy().items() if other in turns]
     # Turns in which this one began, by an override of train(): their modules are this thread's.
@@ -86,7 +87,7 @@ def _in_the_way(about: HasModules, looks: Looks) -> HasModules | None:
         if around and _waits_for_this_thread(thread):
             continue
         # One that waits, too, goes on when this one could. So one after the other does.
-        if thread in waiting or not looks.is_stuck(thread, waiting):
+        if looks is None or thread in waiting or not looks.is_stuck(thread, waiting):
             return other
     return None
 
@@ -101,12 +102,13 @@ def _waits_for_this_thread(thread: Thread) -> bool:
     return thread == me
 
 
-def _wait(other: HasModules) -> None:
+def _has_ended(other: HasModules) -> bool:
+    """Wait for the end of a turn, as long as one looks; tell whether it came."""
     ended = _ended.setdefault(other, Event())
     if other in _turns:
-        ended.wait(_LOOK_AGAIN)
-    else:
-        _ended.pop(other, None)
+        return ended.wait(_LOOK_AGAIN)
+    _ended.pop(other, None)
+    return True
 
 
 never_compiled(globals())

@@ -18,6 +18,7 @@ from torch import nn
 from gradguard import evaluating, inference_function, inference_method
 from gradguard._eval import entries, holders, turns
 from gradguard._eval.entries import threads_in_eval
+from gradguard._eval.progress import Looks
 
 WATCHDOG = 600  # seconds after which a deadlock ends the whole run, with every thread's traceback
 THREADS = 16
@@ -179,8 +180,12 @@ def test_a_lock_that_an_override_of_the_same_module_takes_is_no_deadlock():
     assert all(flags(waiting))
 
 
-def test_overrides_that_open_each_others_modules_are_no_deadlock():
-    """Two threads, each inside a ``train()`` that opens a scope on the other's module, go on."""
+def test_overrides_that_open_each_others_modules_are_no_deadlock(monkeypatch):
+    """Two threads, each inside a ``train()`` that opens a scope on the other's module, go on.
+
+    They wait for each other: for that nobody need look whether they are stuck.
+    """
+    monkeypatch.setattr(Looks, "is_stuck", lambda *_: False)
     both_inside = threading.Barrier(2)
 
     class Opening(nn.Sequential):
@@ -204,6 +209,36 @@ def test_overrides_that_open_each_others_modules_are_no_deadlock():
     with ThreadPoolExecutor(2) as pool:
         assert not any(flag for found in pool.map(run, (one, two)) for flag in found)
     assert all(flags(one) + flags(two))
+
+
+def test_an_override_that_wakes_up_leaves_others_in_eval_mode():
+    """It waited for the lock of a thread that went on meanwhile, and is in eval mode by then."""
+    lock, entered, leave, inside = threading.Lock(), *(threading.Event() for _ in range(3))
+
+    class Waiting(Locked):
+        def train(self, mode=True):
+            if mode:
+                inside.set()
+            return super().train(mode)
+
+    def flip():
+        with evaluating(waiting):
+            entered.set()
+            leave.wait()
+
+    waiting = Waiting(lock, nn.Dropout())
+    thread = threading.Thread(target=flip)
+    thread.start()
+    entered.wait()
+    with lock:
+        leave.set()
+        inside.wait()
+        scope = evaluating(waiting)
+        scope.__enter__()
+    thread.join()
+    assert not any(flags(waiting))
+    scope.__exit__(None, None, None)
+    assert all(flags(waiting))
 
 
 @pytest.mark.parametrize("deadlocks", [False, True])
@@ -412,6 +447,22 @@ def test_a_forked_child_does_not_count_other_threads(another_thread_in_eval):
 
     assert in_child(child)
     assert not any(flags(model))
+
+
+@forks
+def test_a_child_that_is_forked_in_a_turn_has_the_turn():
+    """A ``train()`` that forks goes on in the child, where the system calls the thread otherwise."""
+    held = []
+
+    class Forking(nn.Dropout):
+        def train(self, mode=True):
+            if not mode:
+                held.append(in_child(turns.is_in_turn))
+            return super().train(mode)
+
+    with evaluating(Forking()):
+        pass
+    assert held == [True]
 
 
 @forks
