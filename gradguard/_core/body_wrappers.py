@@ -125,6 +125,14 @@ async def wrapper({header}):
 """
 
 
+_KINDS = {
+    GENERATOR: "def with yield",
+    COROUTINE: "async def",
+    AWAITING: "async def, awaited",
+    ASYNC_GENERATOR: "async def with yield",
+}
+
+
 def body_wrapper(
     template: str, fn: Callable[..., Any], guard_for: Callable[..., Any], takes: Parameters
 ) -> Callable[..., Any]:
@@ -153,7 +161,7 @@ def _maker(template: str, shape: Shape) -> Callable[..., Any]:
     text = template.format(header=header, arguments=shape.arguments(), forget=forget)
     lines = ["def make(_gg_fn, _gg_guard_for):", *text.splitlines(), "return wrapper"]
     source = "\n    ".join(lines)
-    filename = f"<gradguard's wrapper {len(linecache.cache)}: ({header})>"
+    filename = f"<gradguard's wrapper of {_KINDS[template]}({header})>"  # each of another text
     linecache.cache[filename] = len(source), None, source.splitlines(keepends=True), filename
     made: dict[str, Any] = {}
     # In this module's names: Dynamo looks them up by the name of the module.
