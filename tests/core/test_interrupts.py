@@ -306,3 +306,46 @@ def test_an_error_of_a_body_that_has_closed_its_own_guard_comes_out(guard):
     with pytest.raises(LookupError):
         function()
     assert gradguard.grad_state() == (True, False)
+
+
+def dropped(kind, cleaned):
+    """Return what runs a body to its end, which notes the mode of its cleanup."""
+
+    def note():
+        cleaned.append(torch.is_grad_enabled())
+
+    @gradguard.no_grad()
+    def generator():
+        try:
+            yield
+            yield
+        finally:
+            note()
+
+    @gradguard.no_grad()
+    async def coroutine():
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        finally:
+            note()
+
+    return {
+        "generator": lambda: list(generator()),
+        "coroutine": lambda: step_through(coroutine()),
+    }[kind]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["generator", "coroutine"])
+def test_a_body_that_an_interrupt_drops_is_closed_in_its_own_mode(kind):
+    """Wherever the interrupt comes: nobody holds the body any more, and its cleanup still runs."""
+    cleaned, position, came = [], 0, True
+    while came:
+        came, _ = Tracing(gradguard, position).run(dropped(kind, cleaned))
+        position += 1
+        torch._C._set_grad_enabled(True)
+        thread.cell[0] = None
+    assert position > 200
+    assert len(cleaned) > position // 2
+    assert not any(cleaned)

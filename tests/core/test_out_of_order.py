@@ -200,3 +200,32 @@ def test_without_an_exception_the_warning_is_raised(name):
     """The exit has been made all the same: the mode is as if it had warned."""
     with pytest.raises(GradModeWarning, match="was exited while no_grad"):
         misnested(name)
+
+
+def calls_with_its_guard(guard, raising):
+    """A decorated function whose body enters or exits the guard, and may raise."""
+
+    @guard
+    def function(act):
+        act()
+        if raising:
+            raise LookupError
+
+    return function
+
+
+@pytest.mark.parametrize("raising", [False, True])
+@each_guard
+def test_a_call_exits_as_often_as_it_has_entered(name, raising):
+    """Whatever its body has done to the guard: one exit, as at the end of a `with`."""
+    guard = MAKE[name]()
+    function = calls_with_its_guard(guard, raising)
+    with contextlib.suppress(LookupError):
+        function(guard.__enter__)
+    assert gradguard.guards() == (guard,)
+    guard.__enter__()
+    assert gradguard.guards() == (guard, guard)
+    with contextlib.suppress(LookupError):
+        function(lambda: guard.__exit__(None, None, None))
+    assert gradguard.guards() == (guard,)
+    guard.__exit__(None, None, None)

@@ -464,6 +464,18 @@ def test_no_step_is_said():
     assert "1 forwards and no optimizer step was seen" in watch.report()
 
 
+def test_a_buffer_that_inference_mode_makes_after_many_steps():
+    """The watch looks at the model again and again, some of it at each step."""
+    model, optimizer, _ = make()
+    for _ in range(20):
+        step(model, optimizer)
+    with torch.inference_mode():
+        model.register_buffer("scale", torch.ones(3))
+    with pytest.raises(GradModeError, match="buffers"):
+        for _ in range(20):
+            step(model, optimizer)
+
+
 def test_a_lazy_layer_that_inference_mode_makes():
     """A lazy parameter that inference mode has made since the watch began is found, at its line."""
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
