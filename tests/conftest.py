@@ -1,5 +1,6 @@
 """What the whole suite shares."""
 
+import gc
 import sys
 import textwrap
 
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if fault.spoils(item.nodeid):
                 item.add_marker(mark)
+
+
+def pytest_collection_finish():
+    """Spare each collection of garbage what was imported: many tests collect, to look at the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
