@@ -51,7 +51,9 @@ def run_as_it_is(pytester):
         pytester.makepyfile(test_it=PRELUDE + source, **files)
         with warnings.catch_warnings():  # those of this suite are not those of that one
             warnings.simplefilter("default")
-            return pytester.runpytest_inprocess("-p", "no:cacheprovider", *args)
+            return pytester.runpytest_inprocess(
+                "-p", "no:cacheprovider", "-p", "no:randomly", *args
+            )
 
     return run
 
@@ -161,7 +163,9 @@ def test_a_guard_of_a_module_that_is_loaded_later(pytester):
     pytester.makeconftest("import torch")
     source = "def test_leak():\n    import gradguard\n    global kept\n    kept = gradguard.inference_mode()\n    kept.__enter__()  # here\n"
     pytester.makepyfile(test_it=source)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--gradguard=warn")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-p", "no:randomly", "--gradguard=warn"
+    )
     result.stdout.fnmatch_lines(["*Switched at *test_it.py:5 in *"])
 
 
@@ -400,7 +404,9 @@ def test_it():
     assert not any("gradguard" in type(finder).__module__ for finder in sys.meta_path)
 """
     )
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly").assert_outcomes(
+        passed=1
+    )
 
 
 def test_it_can_be_left_out(run_as_it_is):
@@ -1067,7 +1073,9 @@ def test_xdist(pytester):
     source += "    assert mode() == ON\n    torch.set_grad_enabled(False)  # here\n"
     source += "\ndef test_fixture(off):\n    assert mode() == OFF\n"
     pytester.makepyfile(test_it=PRELUDE + source)
-    result = pytester.runpytest_subprocess("-n", "2", "-p", "no:cacheprovider", "--gradguard=warn")
+    result = pytester.runpytest_subprocess(
+        "-n", "2", "-p", "no:cacheprovider", "-p", "no:randomly", "--gradguard=warn"
+    )
     result.assert_outcomes(passed=5, warnings=5)
     result.stdout.fnmatch_lines([f"*test_it.py:{line(source)}: GradModeWarning: test_leak left *"])
     result.stdout.fnmatch_lines(["*GradModeWarning: fixture 'off' (scope: function) left *"])
@@ -1115,7 +1123,7 @@ def test_held(off):
 AFTERWARDS = """
 import sys
 import pytest
-code = pytest.main(["-p", "no:cacheprovider", "--gradguard=warn", "test_no_torch.py"])
+code = pytest.main(["-p", "no:cacheprovider", "-p", "no:randomly", "--gradguard=warn", "test_no_torch.py"])
 import torch
 print("code", int(code))
 guards = torch.no_grad, torch.enable_grad, torch.inference_mode, torch.set_grad_enabled
