@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gradguard._core import compiling as _gg_compiling
-from gradguard._core.parameters import Parameters, Shape, parameters_of
+from gradguard._core.signatures import Parameters, Shape, parameters_of
 from gradguard._core.state import (
     is_dynamo_compiling as _gg_is_dynamo_compiling,
 )

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from gradguard._core import guard_stack
 from gradguard._core.body_wrappers import ASYNC_GENERATOR, COROUTINE, GENERATOR, body_wrapper
 from gradguard._core.exits import end_call
-from gradguard._core.parameters import Parameters, Shape, parameters_of
+from gradguard._core.signatures import Parameters, Shape, parameters_of
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._core.suspendable import Suspendable, has_begun
 

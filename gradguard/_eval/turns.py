@@ -3,7 +3,7 @@
 A turn is no lock: a module's own ``train()`` runs within it, and that may wait for anything. So
 turns on modules that have nothing in common never meet. And who would wait for ever goes on: behind
 a thread that itself waits for this one, in a turn that its own ``train()`` began, or for a lock
-that this one has (`progress`).
+that this one has (`stuck_threads`).
 
 Threads meet at single operations on `_turns`, each of which is atomic. A lock around several would
 stay locked where an interrupt (Ctrl-C, a signal's handler that raises) arrives before its release.
@@ -13,7 +13,7 @@ from threading import Event
 from typing import Protocol
 
 from gradguard._core.torch_versions import never_compiled
-from gradguard._eval.progress import Looks, Thread, this_thread
+from gradguard._eval.stuck_threads import Looks, Thread, this_thread
 from gradguard._eval.training_flags import Modules
 
 # A thread that waits looks this often, in seconds, whether that can end. The end wakes it, too.

@@ -14,7 +14,6 @@ from gradguard._judge.facts import Forward, Left
 from gradguard._judge.forgotten_eval import Evals
 from gradguard._judge.frozen import FrozenMoves, FrozenNorms
 from gradguard._judge.gradients import NoGradients
-from gradguard._judge.graphs import Graphs
 from gradguard._judge.inference_tensors import InferenceTensors, is_inference
 from gradguard._judge.leaks import Leaks
 from gradguard._judge.ledger import Ledger
@@ -26,6 +25,7 @@ from gradguard._judge.stale_parameters import Places
 from gradguard._judge.steps import EmptySteps
 from gradguard._judge.train_mode import TrainMode
 from gradguard._judge.unregistered import Unregistered
+from gradguard._judge.unused_and_kept_graphs import Graphs
 
 
 class Judge:

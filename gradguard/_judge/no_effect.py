@@ -4,9 +4,9 @@ from types import FrameType
 
 from torch import nn
 
-from gradguard._judge.graphs import Graphs
 from gradguard._judge.lines import line_at, user_frame
 from gradguard._judge.scene import Scene
+from gradguard._judge.unused_and_kept_graphs import Graphs
 
 
 class NoEffect:

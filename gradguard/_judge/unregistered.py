@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradguard._core.frames import outwards
-from gradguard._judge import holders
+from gradguard._judge import referrers
 from gradguard._judge.lines import Line, here, is_method
 from gradguard._judge.modules import acts
 from gradguard._judge.optimizers import parameters
@@ -45,7 +45,7 @@ class Unregistered:
         if _is_given(module, frame):
             return
         line = here(frame)
-        found = _Found(module, root, line, holders.attribute(root, module))
+        found = _Found(module, root, line, referrers.attribute(root, module))
         self._note(found, module)
         if not root.training and any(map(acts, module.modules())):
             self._tell(found, _unregistered_acts(found.root_kind, found.kind, found.held_by))

@@ -26,11 +26,11 @@ from gradguard._judge.inference_tensors import is_inference
 from gradguard._judge.judge import Judge
 from gradguard._judge.lines import here
 from gradguard._judge.optimizers import has_closure
-from gradguard._run.calls import Running, replacement
-from gradguard._run.guards import dropped_guards
-from gradguard._run.left_mode import left
-from gradguard._run.moving import parameters_moved
-from gradguard._run.switching import flag_of_modules, flag_of_parameters, train
+from gradguard._run.dropped_guards import dropped_guards
+from gradguard._run.flag_setters import flag_of_modules, flag_of_parameters, train
+from gradguard._run.left_mode_recorded import left
+from gradguard._run.module_calls import Running, replacement
+from gradguard._run.moved_parameters import parameters_moved
 from gradguard._trace.patching import Patches
 from gradguard._trace.trace import Trace
 

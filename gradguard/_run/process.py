@@ -15,7 +15,7 @@ from gradguard._findings.paths import shown, stand_in
 from gradguard._findings.report import Entry, Process, Report, entry
 from gradguard._run import ranks, summary
 from gradguard._run.filter import Filter
-from gradguard._run.reporting import Parts, publish, publish_as_child
+from gradguard._run.merged_report import Parts, publish, publish_as_child
 
 if TYPE_CHECKING:
     from gradguard._findings.finding import Finding

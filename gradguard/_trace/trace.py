@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradguard._core.places import place
 from gradguard._trace import chrome as _chrome
-from gradguard._trace import recording as _recording
+from gradguard._trace import recorded_functions as _recording
 from gradguard._trace.recorder import snapshot
 from gradguard._trace.switch import RecordedSwitch, Switch
 from gradguard._trace.table import html, mode, table

@@ -17,7 +17,7 @@ import torch
 import gradguard
 from gradguard._core.guard_stack import thread
 from gradguard._core.state import set_inference
-from gradguard._eval.holders import groups
+from gradguard._eval.modules_in_eval import groups
 
 HOME = {library: str(Path(library.__file__).parent) for library in (torch, gradguard)}
 NET = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout())

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gradguard._eval import entries as _entries
-from gradguard._eval import holders as _groups
+from gradguard._eval import eval_and_back as _entries
+from gradguard._eval import modules_in_eval as _groups
 from gradguard._eval import turns as _turns
-from gradguard._eval.entries import threads_in_eval
+from gradguard._eval.eval_and_back import threads_in_eval
 from gradguard._eval.evaluating import evaluating
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import gradguard
 from gradguard import GradState, evaluating, grad_state, inference_function, inference_method
-from gradguard._eval import holders as _groups
+from gradguard._eval import modules_in_eval as _groups
 
 OUTSIDE = (True, GradState(True, False))
 INFERENCE = (False, GradState(False, True))

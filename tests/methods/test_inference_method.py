@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradguard import GradState, grad_state, guards, inference_method, no_grad
-from gradguard._eval import holders as _groups
+from gradguard._eval import modules_in_eval as _groups
 from gradguard._methods.attributes import modules_of_holder
 
 OUTSIDE = (True, True, GradState(True, False), False)

@@ -31,8 +31,8 @@ from gradguard._core.inference_guards import INFERENCE_ON
 from gradguard._core.places import file_shown
 from gradguard._core.suspended_bodies import Body
 from gradguard._trace import patching
+from gradguard._trace import recorded_functions as _recording
 from gradguard._trace import recorder as _recorder
-from gradguard._trace import recording as _recording
 from gradguard._trace.recorder import recorded_origin, snapshot
 from gradguard._trace.table import mode, table
 from gradguard._trace.trace import Trace, trace

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from gradguard._judge.holders import of_graphs
+from gradguard._judge.referrers import of_graphs
 
 LONG = 50
 

@@ -9,7 +9,7 @@ from threading import get_ident
 from torch.nn import Module
 
 from gradguard._core.torch_versions import never_compiled
-from gradguard._eval.holders import Entry, forget, groups, join, parts
+from gradguard._eval.modules_in_eval import Entry, forget, groups, join, parts
 from gradguard._eval.training_flags import (
     Modules,
     errors_of_overrides,

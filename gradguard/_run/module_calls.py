@@ -22,7 +22,7 @@ from gradguard._core.state import (
 )
 from gradguard._judge.facts import Forward
 from gradguard._judge.judge import Judge
-from gradguard._run.left_mode import left
+from gradguard._run.left_mode_recorded import left
 
 
 class Running(threading.local):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradguard._eval.progress import Looks, Thread
+from gradguard._eval.stuck_threads import Looks, Thread
 
 LOOKS = 150  # more than any thread is looked at before it counts as stuck
 pytestmark = pytest.mark.skipif(

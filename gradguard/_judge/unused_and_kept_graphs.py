@@ -1,4 +1,4 @@
-"""`recorded-eval` and `kept-graph`: graphs that nobody uses, and graphs that stay."""
+"""`recorded-eval` and `kept-graph`: forwards recorded for nothing, and graphs that stay."""
 
 import gc
 import weakref
@@ -12,7 +12,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignor
 
 from gradguard._core.torch_versions import sequence_number
 from gradguard._graph.tensors import tensors
-from gradguard._judge import holders, wording
+from gradguard._judge import referrers, wording
 from gradguard._judge.facts import Forward
 from gradguard._judge.lines import Line, codes_of, line_at
 from gradguard._judge.scene import Scene
@@ -166,7 +166,7 @@ class Graphs:
         if calling.codes.isdisjoint(self._muted) and not self._scene.ledger.has(
             "kept-graph", calling.line
         ):
-            message = _kept_graph(calling.kind, count, holders.of_graphs())
+            message = _kept_graph(calling.kind, count, referrers.of_graphs())
             self._scene.ledger.add(
                 "kept-graph",
                 calling.line,

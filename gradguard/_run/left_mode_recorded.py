@@ -1,4 +1,4 @@
-"""The mode of this thread, where no block, decorator or call that is still open made it."""
+"""The mode left switched, by what the trace of a run has recorded."""
 
 import re
 import sys

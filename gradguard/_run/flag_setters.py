@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._judge.judge import Judge
 from gradguard._judge.lines import here, line_at, user_frame
-from gradguard._run.calls import Running
-from gradguard._run.left_mode import left
+from gradguard._run.left_mode_recorded import left
+from gradguard._run.module_calls import Running
 from gradguard._trace.patching import Patches
 
 T = TypeVar("T")
