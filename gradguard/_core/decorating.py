@@ -141,7 +141,8 @@ def under_no_grad(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
             raise
         if result is not None and type(result) is not ordinary:
             if type(result) in wrappers.STILL_TO_RUN:
-                return wrappers.STILL_TO_RUN[type(result)](result, guard)
+                run, result = wrappers.STILL_TO_RUN[type(result)], [result]
+                return run(result, guard)
             ordinary = type(result)
         return result
 
@@ -180,7 +181,8 @@ def under_inference(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
             raise
         if result is not None and type(result) is not ordinary:
             if type(result) in wrappers.STILL_TO_RUN:
-                return wrappers.STILL_TO_RUN[type(result)](result, guard)
+                run, result = wrappers.STILL_TO_RUN[type(result)], [result]
+                return run(result, guard)
             ordinary = type(result)
         return result
 

@@ -127,7 +127,8 @@ def _plain(fn: Callable[..., Any], guard_for: ContextFor) -> Callable[..., Any]:
                 end_call(guard, below)
             raise
         if type(result) in STILL_TO_RUN:
-            return STILL_TO_RUN[type(result)](result, guard)
+            run, result = STILL_TO_RUN[type(result)], [result]
+            return run(result, guard)
         return result
 
     return wrapper
@@ -144,12 +145,23 @@ class _Result:
         return self.made
 
 
-def _still_to_run(code: str) -> Callable[[Any, CallContext], Any]:
+def _references(result: list[Any]) -> int:
+    return getrefcount(result[0])
+
+
+_BY_ITS_LIST_ALONE = _references([(each for each in range(0))])
+
+
+def _still_to_run(code: str) -> Callable[[list[Any], CallContext], Any]:
     """What makes the body of a result that a plain function hands back run under the guard."""
 
-    def under(result: Any, guard: CallContext) -> Any:
-        if has_begun(result) or getrefcount(result) > _held_by_a_call():
-            return result  # it is somebody else's, with a life of its own
+    def under(passed: list[Any], guard: CallContext) -> Any:
+        # In a list, as the count of what is a variable's differs: from Python 3.14 on one that is
+        # read may count once less, and where Dynamo runs, one that is an argument once more.
+        somebodys = _references(passed) > _BY_ITS_LIST_ALONE
+        result = passed.pop()
+        if somebodys or has_begun(result):
+            return result  # with a life of its own
         its_code: CodeType = getattr(result, code)
         wrapper = wrapped(_Result(result), its_code.co_flags, lambda: guard)
         made = wrapper()
@@ -159,23 +171,10 @@ def _still_to_run(code: str) -> Callable[[Any, CallContext], Any]:
     return under
 
 
-# By the type of a result that still has to run: what makes it run under the guard.
-STILL_TO_RUN: dict[type, Callable[[Any, CallContext], Any]] = {
+# By the type of a result that still has to run: what takes it, in a list that nobody else has, and
+# makes it run under the guard.
+STILL_TO_RUN: dict[type, Callable[[list[Any], CallContext], Any]] = {
     GeneratorType: _still_to_run("gi_code"),
     CoroutineType: _still_to_run("cr_code"),
     AsyncGeneratorType: _still_to_run("ag_code"),
 }
-
-
-def _references(result: Any, _: CallContext | None) -> int:
-    return getrefcount(result)
-
-
-def _held_by_a_call() -> int:
-    """The references to a result that nobody has but the wrapper that is asking.
-
-    Counted anew each time: once Dynamo has run, CPython passes arguments in another way, which
-    holds one more.
-    """
-    result = (each for each in range(0))
-    return _references(result, None)
