@@ -13,8 +13,8 @@ from gradguard._core.guard_stack import Boundary, Link, links, thread
 from gradguard._core.state import GradState, grad_state, put_back
 from gradguard._core.text import one_line
 from gradguard._core.torch_versions import TORCH_GUARDS, InferenceToken, never_compiled
-from gradguard._eval.eval_and_back import own_flags, write_own_flags
-from gradguard._eval.training_flags import Modules, tree
+from gradguard._eval.flags_of_tree import Modules, tree
+from gradguard._eval.giving_flags_back import own_flags, write_own_flags
 from gradguard._graph.listing import MOST_ENTRIES
 from gradguard._locate.enclosing import Block
 from gradguard._locate.guard_expressions import switch_of_object

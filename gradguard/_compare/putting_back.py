@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from gradguard._compare.accelerator import accelerator
 from gradguard._core.guards import inference_mode
-from gradguard._eval.training_flags import Modules, call_overrides, overrides_due, tree, write_flags
+from gradguard._eval.flags_of_tree import Modules, call_overrides, overrides_due, tree, write_flags
 
 Restore = Callable[[], object]
 

@@ -1,4 +1,4 @@
-"""What can be suspended, what is kept of it meanwhile, and how it is driven."""
+"""What can be suspended: telling it, stepping it, and the loop that drives it."""
 
 import dis
 import inspect

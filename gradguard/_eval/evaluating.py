@@ -11,7 +11,7 @@ from gradguard._core.decorating import decorate_each
 from gradguard._core.guard_types import F
 from gradguard._core.suspendable import Suspendable
 from gradguard._core.torch_versions import never_compiled, not_compiled
-from gradguard._eval.eval_and_back import Scope
+from gradguard._eval.giving_flags_back import Scope
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Module)

@@ -18,7 +18,7 @@ from itertools import repeat
 from threading import get_ident
 
 from gradguard._core.torch_versions import never_compiled
-from gradguard._eval.training_flags import Modules
+from gradguard._eval.flags_of_tree import Modules
 
 
 class Entry:

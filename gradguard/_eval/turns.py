@@ -13,8 +13,8 @@ from threading import Event
 from typing import Protocol
 
 from gradguard._core.torch_versions import never_compiled
+from gradguard._eval.flags_of_tree import Modules
 from gradguard._eval.stuck_threads import Looks, Thread, this_thread
-from gradguard._eval.training_flags import Modules
 
 # A thread that waits looks this often, in seconds, whether that can end. The end wakes it, too.
 _LOOK_AGAIN = 0.05

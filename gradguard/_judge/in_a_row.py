@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradguard._judge import wording
-from gradguard._judge.gradients import Missing, NoGradients
+from gradguard._judge.empty_step import can_learn
+from gradguard._judge.no_gradient import Missing, NoGradients
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import Scene
-from gradguard._judge.steps import can_learn
 
 if TYPE_CHECKING:
     from gradguard._judge.lines import Line

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradguard._findings.finding import Finding
+from gradguard._judge.empty_step import EmptySteps
 from gradguard._judge.facts import Forward, Left
 from gradguard._judge.forgotten_eval import Evals
 from gradguard._judge.frozen import FrozenMoves, FrozenNorms
-from gradguard._judge.gradients import NoGradients
 from gradguard._judge.inference_tensors import InferenceTensors, is_inference
-from gradguard._judge.leaks import Leaks
 from gradguard._judge.ledger import Ledger
 from gradguard._judge.lines import Line, Outside, here, outside
+from gradguard._judge.mode_leak import Leaks
 from gradguard._judge.no_effect import NoEffect
+from gradguard._judge.no_gradient import NoGradients
 from gradguard._judge.optimizers import Held, has_gradient
 from gradguard._judge.scene import Scene, is_recording
 from gradguard._judge.stale_parameters import Places
-from gradguard._judge.steps import EmptySteps
 from gradguard._judge.train_mode import TrainMode
 from gradguard._judge.unregistered import Unregistered
 from gradguard._judge.unused_and_kept_graphs import Graphs

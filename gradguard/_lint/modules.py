@@ -6,7 +6,7 @@ import ast
 import re
 from typing import TYPE_CHECKING, TypeGuard
 
-from gradguard._lint.layers import AFFINE, DROPOUTS, NOT_MODULES, PARAMETRIC
+from gradguard._lint.torch_layers import AFFINE, DROPOUTS, NOT_MODULES, PARAMETRIC
 from gradguard._lint.tree import FUNCTIONS
 
 if TYPE_CHECKING:

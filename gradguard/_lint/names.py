@@ -6,7 +6,7 @@ import ast
 import builtins
 from typing import TYPE_CHECKING
 
-from gradguard._lint.layers import LAYERS
+from gradguard._lint.torch_layers import LAYERS
 from gradguard._lint.tree import FUNCTIONS
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from gradguard._core.body_wrappers import coroutine_function
 from gradguard._core.guard_types import F
 from gradguard._core.state import grad_state, is_dynamo_compiling
 from gradguard._errors import GradModeError
-from gradguard._eval.eval_and_back import threads_in_eval
+from gradguard._eval.giving_flags_back import threads_in_eval
 from gradguard._locate.where import where
 from gradguard._methods.loss import check_loss
 from gradguard._methods.target import ModulesOf, Named, check_method, modules_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gradguard._errors import GradLeakError, GradModeWarning
-from gradguard._pytest import scopes
+from gradguard._pytest import scope_lifetimes as scopes
 from gradguard._pytest.markers import Markers
 from gradguard._pytest.summary import Summary
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradguard._pytest import scopes
+from gradguard._pytest import scope_lifetimes as scopes
 
 _SETS = ("markers_used", "markers_passed", "markers_failed", "wide_markers")
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from gradguard import evaluating, inference_function, inference_method
-from gradguard._eval import eval_and_back, modules_in_eval, turns
-from gradguard._eval.eval_and_back import threads_in_eval
+from gradguard._eval import giving_flags_back, modules_in_eval, turns
+from gradguard._eval.giving_flags_back import threads_in_eval
 from gradguard._eval.stuck_threads import Looks
 
 WATCHDOG = 600  # seconds after which a deadlock ends the whole run, with every thread's traceback
@@ -32,8 +32,8 @@ def flags(module):
 def nothing_is_left():
     return not (
         modules_in_eval.groups
-        or eval_and_back._overrides_called
-        or eval_and_back._dropped
+        or giving_flags_back._overrides_called
+        or giving_flags_back._dropped
         or turns._turns
         or turns._ended
         or turns._waits_for
@@ -298,7 +298,7 @@ class Interrupt(BaseException):
     """What a signal's handler raises."""
 
 
-OURS = os.path.dirname(os.path.abspath(eval_and_back.__file__))  # noqa: PTH100, PTH120 (as in code objects)
+OURS = os.path.dirname(os.path.abspath(giving_flags_back.__file__))  # noqa: PTH100, PTH120 (as in code objects)
 
 
 def interrupted_at(step, run):

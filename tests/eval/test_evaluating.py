@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gradguard._eval import eval_and_back as _entries
+from gradguard._eval import giving_flags_back as _entries
 from gradguard._eval import modules_in_eval as _groups
 from gradguard._eval import turns as _turns
-from gradguard._eval.eval_and_back import threads_in_eval
 from gradguard._eval.evaluating import evaluating
+from gradguard._eval.giving_flags_back import threads_in_eval
 
 
 class Told(nn.Module):

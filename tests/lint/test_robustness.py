@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gradguard._lint import pool
 from gradguard._lint.check import Checked, check_bytes
 from gradguard._lint.files import python_files
-from gradguard._lint.layers import AFFINE, DROPOUTS, LAYERS, PARAMETRIC
 from gradguard._lint.rules import RULES
+from gradguard._lint.torch_layers import AFFINE, DROPOUTS, LAYERS, PARAMETRIC
 
 NAMES = frozenset(rule.name for rule in RULES)
 GUARD = "import torch\ntorch.no_grad()\n"

@@ -18,7 +18,7 @@ from gradguard import GradModeWarning
 from gradguard._pytest import mode_changes as _pytest_watch
 from gradguard._pytest import plugin as _plugin
 from gradguard._pytest import report as _pytest_report
-from gradguard._pytest import scopes as _pytest_scopes
+from gradguard._pytest import scope_lifetimes as _pytest_scopes
 
 PRELUDE = """\
 import asyncio, functools, sys, threading, unittest

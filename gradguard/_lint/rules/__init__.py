@@ -5,13 +5,13 @@ from gradguard._lint.rules.decorated import GuardOnAsync, GuardOnClass, GuardOrd
 from gradguard._lint.rules.entered import ManualEnter
 from gradguard._lint.rules.flags import FlagByHand, MisspelledFlag
 from gradguard._lint.rules.frozen import FrozenModule
-from gradguard._lint.rules.inference import BackwardOfUnrecorded, EnableInInference
 from gradguard._lint.rules.layers import FunctionalDropout, LayerInForward
 from gradguard._lint.rules.lazy import GuardOnLazy
 from gradguard._lint.rules.losses import KeptLoss, LossMadeLeaf
 from gradguard._lint.rules.registering import UnregisteredLayers
 from gradguard._lint.rules.statements import DiscardedResult, Uncalled, UnusedGuard
 from gradguard._lint.rules.suspended import AwaitInGuard, YieldInGuard
+from gradguard._lint.rules.unrecorded import BackwardOfUnrecorded, EnableInInference
 from gradguard._lint.rules.unscoped import UnscopedSet
 
 RULES: tuple[Rule, ...] = (

@@ -6,8 +6,8 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
-from gradguard._lint.layers import DROPOUTS
 from gradguard._lint.rule import File, Problem, Rule
+from gradguard._lint.torch_layers import DROPOUTS
 from gradguard._lint.tree import FUNCTIONS
 
 if TYPE_CHECKING:

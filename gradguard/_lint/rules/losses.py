@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
+from gradguard._lint.reading.accumulation import accumulated
+from gradguard._lint.reading.backward import Backwards, differentiated
+from gradguard._lint.reading.returned import is_returned_loss
 from gradguard._lint.rule import File, Problem, Rule
-from gradguard._lint.rules.accumulation import accumulated
-from gradguard._lint.rules.backward import Backwards, differentiated
-from gradguard._lint.rules.returned import is_returned_loss
 from gradguard._lint.tree import FUNCTIONS, LOOPS
 
 if TYPE_CHECKING:

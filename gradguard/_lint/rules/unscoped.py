@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from gradguard._lint.files import TEST_FILE
 from gradguard._lint.guards import mode_argument
-from gradguard._lint.rule import File, Problem, Rule
-from gradguard._lint.rules.callers import caller_in_other_mode
-from gradguard._lint.rules.entry_points import is_entry_point
-from gradguard._lint.rules.plain_sets import (
+from gradguard._lint.reading.callers import caller_in_other_mode
+from gradguard._lint.reading.entry_points import is_entry_point
+from gradguard._lint.reading.plain_sets import (
     PlainSet,
     is_after,
     is_in_finally,
@@ -20,6 +19,7 @@ from gradguard._lint.rules.plain_sets import (
     plain_sets,
     undoes_always,
 )
+from gradguard._lint.rule import File, Problem, Rule
 from gradguard._lint.tree import FUNCTIONS, LOOPS
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from torch.optim import Optimizer
 
 from gradguard._graph.listing import prefixes
 from gradguard._judge import wording
+from gradguard._judge.empty_step import can_learn
 from gradguard._judge.lines import Line
 from gradguard._judge.modules import Seen, plain
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import Scene
-from gradguard._judge.steps import can_learn
 from gradguard._judge.wording import counted
 
 _STEPS = 2  # of one a parameter may be left out by chance

@@ -6,12 +6,12 @@ import ast
 from typing import TYPE_CHECKING
 
 from gradguard._lint.modules import is_self, method
-from gradguard._lint.rules.backward import Backwards
+from gradguard._lint.reading.backward import Backwards
 from gradguard._lint.tree import FUNCTIONS
 
 if TYPE_CHECKING:
+    from gradguard._lint.reading.accumulation import Accumulation
     from gradguard._lint.rule import File
-    from gradguard._lint.rules.accumulation import Accumulation
     from gradguard._lint.scopes import Function
 
 

@@ -9,14 +9,14 @@ from threading import get_ident
 from torch.nn import Module
 
 from gradguard._core.torch_versions import never_compiled
-from gradguard._eval.modules_in_eval import Entry, forget, groups, join, parts
-from gradguard._eval.training_flags import (
+from gradguard._eval.flags_of_tree import (
     Modules,
     errors_of_overrides,
     overrides_due,
     tree,
     write_flags,
 )
+from gradguard._eval.modules_in_eval import Entry, forget, groups, join, parts
 from gradguard._eval.turns import begin, end, forget_other_threads, is_in_turn
 
 _overrides_called: set[int] = set()  # modules whose override was called, so must be called again

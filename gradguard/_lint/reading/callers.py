@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gradguard._lint.modules import is_self, method
-from gradguard._lint.rules.plain_sets import plain_sets
+from gradguard._lint.reading.plain_sets import plain_sets
 from gradguard._lint.tree import LOOPS
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from gradguard._lint.tree import FUNCTIONS, LOOPS
 
 if TYPE_CHECKING:
+    from gradguard._lint.reading.accumulation import Accumulation
     from gradguard._lint.rule import File
-    from gradguard._lint.rules.accumulation import Accumulation
 
 _TAKES_LOSS = re.compile(r"(^|\.)(backward|manual_backward)$")
 _DETACHES = re.compile(
