@@ -20,7 +20,7 @@ from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import is_recording
 from gradguard._watch.hooks import Hook
 from gradguard._watch.left_mode import LeftModes
-from gradguard._watch.registrations import registrations
+from gradguard._watch.registrations import Registrations
 from gradguard._watch.watch import Removable
 
 _AT_ONCE = 8  # parameters and buffers looked at in one step
@@ -74,7 +74,7 @@ class Feeder:
             yield model.register_forward_pre_hook(Hook(before))
             yield model.register_forward_hook(Hook(after))
             yield from self._first_calls(model)
-        yield from registrations(self)
+        yield Registrations(self)
         yield from self._accumulations()
 
     def before_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
