@@ -9,7 +9,7 @@ import linecache
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 With: TypeAlias = ast.With | ast.AsyncWith
@@ -164,6 +164,22 @@ def withs_at(scope: Scope, at: Position) -> list[With]:
     """Return the ``with`` statements that are entered or left at `at`, innermost first."""
     found = [node for node in _withs(scope) if _covers(node, at) and not _in_body(node, at)]
     return sorted(found, key=_start, reverse=True)
+
+
+def is_in_with(frame: FrameType, entry: int) -> bool:
+    """Tell whether a frame is in the ``with`` that it entered at an instruction.
+
+    It is, too, where the source does not show it.
+    """
+    code = frame.f_code
+    try:
+        scope = scope_of(code, frame.f_globals)
+    except UnreadableError:
+        return True
+    lineno = next((line for start, end, line in code.co_lines() if start <= entry < end), None)
+    entered = withs_at(scope, position(code, entry, lineno or frame.f_lineno))
+    now = position(code, frame.f_lasti, frame.f_lineno)
+    return not entered or _covers(entered[0], now)
 
 
 def open_loops(scope: Scope, at: Position) -> Iterator[ast.For | ast.AsyncFor]:

@@ -153,11 +153,17 @@ def acts_at_once(call: ast.Call, names: Names) -> Switch | None:
 
 def _in_exit_stacks(names: Names, seen: set[int]) -> list[Switch]:
     """Return what the guards held by the exit stacks among the local variables switch."""
-    found: list[Switch] = []
+    return [*filter(None, map(switch_of_object, in_exit_stacks(names, seen)))]
+
+
+def in_exit_stacks(names: Names, seen: set[int] | None = None) -> list[Any]:
+    """Return what is held by the exit stacks among the local variables, but those `seen`."""
+    known: set[int] = set() if seen is None else seen
+    found: list[Any] = []
     for value in list(names.maps[0].values()) if names.maps else []:
-        if (is_a(value, ExitStack) or is_a(value, AsyncExitStack)) and id(value) not in seen:
-            seen.add(id(value))
-            found += filter(None, map(switch_of_object, reversed(_held(value))))
+        if (is_a(value, ExitStack) or is_a(value, AsyncExitStack)) and id(value) not in known:
+            known.add(id(value))
+            found += reversed(_held(value))
     return found
 
 

@@ -41,6 +41,7 @@ class LeftModes:
                 self._open_in = stack
             return None
         if is_in_unread_block(frame):
+            self._open_in = stack
             return None
         known = last_switch(state)
         line = None if known is None else Line(*known[:3])

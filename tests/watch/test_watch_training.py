@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import gradguard
 from gradguard import GradModeError, GradModeWarning, watch_training
 from gradguard._watch import left_mode as _left
+from gradguard._watch import registrations as _registrations
 
 
 def make(**options):
@@ -183,6 +184,95 @@ def test_a_mode_that_was_left_is_reported():
     assert "Grad mode was left off, and training went on in it" in str(found[0])
     assert "gradguard run SCRIPT" in str(found[0])
     assert {one.kind for one in watch.findings} == {"mode-leak"}
+
+
+class Quiet(contextlib.ContextDecorator):
+    """A user's own context manager, which brings back what it found."""
+
+    def __enter__(self):
+        self.was = torch.is_grad_enabled()
+        leave_grad_off()
+
+    def __exit__(self, *exc):
+        torch.set_grad_enabled(self.was)
+
+
+class Evaluation:
+    """One that holds another."""
+
+    def __init__(self):
+        self.scope = Quiet()
+
+    @contextlib.contextmanager
+    def paused(self):
+        with self.scope:
+            yield
+
+
+@contextlib.contextmanager
+def paused():
+    was = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(was)
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [Quiet, lambda: Evaluation().scope, lambda: Evaluation().paused(), paused],
+    ids=["class", "attribute", "method", "function"],
+)
+@pytest.mark.parametrize("entered", ["with", "made before", "decorator", "stack"])
+def test_a_scope_of_the_users_own_is_no_left_mode(scope, entered):
+    """A mode that a user's own context manager has made is its block's, however it is entered."""
+    model, optimizer, watch = make()
+    for _ in range(2):
+        step(model, optimizer)
+        manager = scope()
+        if entered == "with":
+            with scope():
+                model(torch.randn(4, 2))
+        elif entered == "made before":
+            with manager:
+                model(torch.randn(4, 2))
+        elif entered == "decorator":
+            manager(model)(torch.randn(4, 2))
+        else:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(manager)
+                model(torch.randn(4, 2))
+    assert watch.findings == []
+
+
+class Timer:
+    """A context manager that has nothing to do with modes."""
+
+    def __enter__(self):
+        self.entered = True
+
+    def __exit__(self, *exc):
+        self.entered = False
+
+
+@contextlib.contextmanager
+def timed():
+    yield
+
+
+@pytest.mark.parametrize("scope", [Timer, timed])
+def test_a_scope_that_cannot_switch_explains_nothing(scope):
+    """A mode left inside a block whose manager mentions no guard is left all the same."""
+    model, optimizer, _ = make()
+    with scope():
+        step(model, optimizer)
+        leave_grad_off()
+        try:
+            with pytest.raises(GradModeError, match="Grad mode was left off"):
+                model(torch.randn(4, 2))
+        finally:
+            torch.set_grad_enabled(True)
 
 
 def test_a_traced_switch_is_named():
@@ -373,6 +463,14 @@ def test_warnings_point_at_the_line_of_the_step():
     assert watch.report().startswith("watch_training: 3 optimizer steps\n")
 
 
+@pytest.fixture
+def only_watch(monkeypatch):
+    """Let a test's watches be the only ones: their shared hooks go with the last of them."""
+    monkeypatch.setattr(_registrations, "_feeders", {})
+    monkeypatch.setattr(_registrations, "_handles", [])
+
+
+@pytest.mark.usefixtures("only_watch")
 def test_remove_leaves_no_hook():
     """After remove(), twice, no hook is left on model, optimizer or torch's global tables."""
     gc.collect()
@@ -511,8 +609,9 @@ def test_a_second_watch_of_the_same_pair_replaces_the_first():
     assert (first.steps, second.steps) == (0, 1)
 
 
+@pytest.mark.usefixtures("only_watch")
 def test_a_watch_ends_with_its_model():
-    """A watch that nobody removed keeps no model alive, and leaves no hook in torch's tables."""
+    """A watch that nobody removed keeps no model alive; the next removal clears torch's tables."""
     gc.collect()
     table = torch.nn.modules.module._global_parameter_registration_hooks
     before = len(table)
@@ -522,7 +621,20 @@ def test_a_watch_ends_with_its_model():
     del model, optimizer, _
     gc.collect()
     assert reference() is None
+    make()[2].remove()
     assert len(table) == before
+
+
+def test_a_watch_that_ends_while_a_module_is_built():
+    """A dropped watch may be collected while torch goes over its hooks: building goes on."""
+    collect = torch.nn.modules.module.register_module_parameter_registration_hook(
+        lambda *given: (gc.collect(), None)[1]
+    )
+    try:
+        make()  # nobody has it: the next collection ends it
+        nn.Linear(2, 1)
+    finally:
+        collect.remove()
 
 
 def test_several_models_and_optimizers():
