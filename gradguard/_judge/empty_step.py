@@ -17,6 +17,7 @@ _FOREIGN = "foreign"
 _UNREACHED = "unreached"
 _NO_BACKWARD = "no backward"
 _UNRECORDED = "unrecorded"
+_FROZEN = "frozen"
 _WHY_EMPTY = {
     _DROPPED: "zero_grad() was called between backward() and step(), and dropped the gradients.",
     _FOREIGN: (
@@ -31,6 +32,10 @@ _WHY_EMPTY = {
     _UNRECORDED: (
         "The forward before it recorded nothing: it ran under no_grad or inference mode."
     ),
+    _FROZEN: (
+        "All that it holds is frozen, while other parameters of the model get gradients and no "
+        "optimizer has them: they were added after it was made (adapters, say)."
+    ),
 }
 _FILL_IT = {
     _DROPPED: "call zero_grad() before backward(), or after step().",
@@ -44,8 +49,13 @@ _FILL_IT = {
         "run the forward and the loss outside no_grad and inference_mode, or under "
         "`with torch.enable_grad():`."
     ),
+    _FROZEN: (
+        "make the optimizer after the model has its final form, from "
+        "`[p for p in model.parameters() if p.requires_grad]`."
+    ),
 }
 
+_CERTAIN = (_DROPPED, _FOREIGN, _UNRECORDED, _FROZEN)
 _SHARE = 4  # one step in so many with a gradient: a task's optimizer in turn
 _PATIENCE = 16  # empty steps in a row, where only their number speaks against them
 
@@ -91,15 +101,18 @@ class EmptySteps:
     def empty(self, optimizer: Optimizer, held: Held, line: Line, *, closure: bool) -> None:
         """Count one in which none has; leave out what is none of the optimizer's making."""
         trainable = [p for p in parameters(optimizer) if can_learn(p)]
-        explained = any(id(p) in self._scene.explained for p in trainable)
-        why = self._why(held, trainable) if trainable and not explained else None
+        told = self._scene.explained | self._scene.stopped
+        explained = not told.isdisjoint(map(id, trainable))
+        if explained or (not closure and self._is_between_forwards(held)):
+            return
+        why = self._why(held, trainable) if trainable else self._why_frozen(optimizer)
         if why is None:
             return
         key = (id(held), line)
         known = self._lines.setdefault(key, _AtLine(held))
         known.empty += 1
         known.closure = known.closure or closure
-        known.certain = known.certain or why in (_DROPPED, _FOREIGN, _UNRECORDED)
+        known.certain = known.certain or why in _CERTAIN
         known.why, known.trainable = known.why or why, len(trainable)
         known.first = known.first or self._scene.steps
         if known.is_known_early(self.patience):
@@ -134,6 +147,28 @@ class EmptySteps:
             return _NO_BACKWARD
         return _UNRECORDED
 
+    def _is_between_forwards(self, held: Held) -> bool:
+        """Tell a step with no forward or backward since the last: it is not to train.
+
+        A schedule is plotted so, and after an epoch what remains of an accumulation is applied.
+        """
+        scene = self._scene
+        quiet = max(scene.backward_at, held.accumulated) <= held.last
+        return quiet and held.steps > 1 and 0 < scene.forwards == held.forwards
+
+    def _why_frozen(self, optimizer: Optimizer) -> str | None:
+        """Tell of an optimizer of frozen parameters, whose model learns in others."""
+        held = {id(p) for p in parameters(optimizer)}
+        owned = self._scene.optimizers.owned()
+        for module, seen in self._scene.modules.ran():
+            if seen.outermost:
+                every = list(module.parameters())
+                learn = any(p.requires_grad and p.grad is not None for p in every)
+                if learn and any(id(p) in held for p in every):
+                    unowned = (p for p in every if p.requires_grad and id(p) not in owned)
+                    return _FROZEN if any(p.grad is not None for p in unowned) else None
+        return None
+
     def _others_learn(self, ids: set[int]) -> bool:
         """Tell whether parameters that no optimizer has get gradients instead."""
         owned = self._scene.optimizers.owned()
@@ -154,7 +189,10 @@ def _own(module: nn.Module) -> set[int]:
 
 
 def _empty_step(optimizer: str, trainable: int, why: str) -> str:
-    return (
+    what = (
         f"A step of {optimizer} in which none of its {counted(trainable, 'trainable parameter')} "
-        f"has a gradient: it changes nothing. {_WHY_EMPTY[why]}\nTo do: {_FILL_IT[why]}"
+        "has a gradient"
+        if trainable
+        else f"A step of {optimizer}, which holds no trainable parameter"
     )
+    return f"{what}: it changes nothing. {_WHY_EMPTY[why]}\nTo do: {_FILL_IT[why]}"

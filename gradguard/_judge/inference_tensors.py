@@ -52,7 +52,10 @@ class InferenceTensors:
         trainable = [p for p in module.parameters() if p.requires_grad]
         self._look(_PARAMETERS, trainable, line)
         if trainable:
-            self._look(_BUFFERS, list(module.buffers()), line)
+            buffers = list(module.buffers())
+            self._look(_BUFFERS, buffers, line)
+            if any(map(self._is_told, buffers)):
+                self._scene.stopped.update(map(id, trainable))
 
     def step(self, optimizer: Optimizer, held: Held, line: Line) -> None:
         """Look at a step, ever more rarely: it takes as long as a look at all gradients."""

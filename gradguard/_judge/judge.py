@@ -183,7 +183,7 @@ class Judge:
         elif not leaked and not stale:
             self.steps.empty(optimizer, held, line, closure=closure)
         self.graphs.step()
-        held.last = scene.tick()
+        held.last, held.forwards = scene.tick(), scene.forwards
 
     def _evaluated(self, optimizer: Optimizer, last: int) -> None:
         if self.evals.is_open():

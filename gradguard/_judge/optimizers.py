@@ -16,6 +16,7 @@ class Held:
     __slots__ = (
         "__weakref__",
         "accumulated",
+        "forwards",
         "good",
         "group_lines",
         "group_since",
@@ -39,6 +40,7 @@ class Held:
         self.good = 0
         self.accumulated = 0  # when one of its parameters got a gradient last, if that is seen
         self.last = 0  # when its last step was
+        self.forwards = 0  # how many forwards had been seen by then
         self.zeroed = 0  # when its gradients were dropped last
         self.group_lines: list[Line | None] = []
         self.learned_groups: set[int] = set()  # those that were trainable at some step

@@ -20,6 +20,7 @@ class Scene:
         self.recorded_at = 0  # the last recorded forward in train mode
         self.zeroed_at = 0  # the last zero_grad of a module
         self.explained: set[int] = set()  # parameters of which is told why they do not learn
+        self.stopped: set[int] = set()  # and those whose forward a buffer may stop, by what is told
 
     def tick(self) -> int:
         """Return a time later than all before."""

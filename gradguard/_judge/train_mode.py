@@ -93,6 +93,8 @@ class TrainMode:
         asked = self._evals.trained_at(owner)
         if asked > max(self._scene.recorded_at, self._scene.backward_at) > 0:
             calling.excused = True  # train() was called for these forwards: new statistics, say
+        if self._scene.recorded_at and any(_was_reset(each, calling.within) for each in inside):
+            calling.excused = True
         values = _values(module)
         if calling.values not in (None, values) and not calling.trained:
             calling.excused = True
@@ -136,6 +138,12 @@ def _values(module: nn.Module) -> tuple[float, ...]:
         *(float(p.detach()[(0,) * p.dim()]) for p in some if not p.is_complex()),
         *(p._version for p in some if not is_inference(p)),  # noqa: SLF001 (no other way to see a write)
     )
+
+
+def _was_reset(module: nn.Module, forwards: int) -> bool:
+    """Tell a BatchNorm whose statistics are estimated anew: reset, just before these forwards."""
+    tracked = getattr(module, "num_batches_tracked", None)
+    return isinstance(tracked, Tensor) and acts(module) and int(tracked) <= forwards
 
 
 def _asked_by_torch(frame: FrameType | None) -> bool:

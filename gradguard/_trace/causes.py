@@ -7,13 +7,15 @@ from gradguard._core.frames import is_ours, module_of
 from gradguard._core.guard_stack import thread
 from gradguard._core.wrappers import decorated_call, is_decorated_call
 from gradguard._trace.open_switches import Cause, Role
+from gradguard._trace.switch import Holder
 
 _ROLES = {
     "__enter__": Role.ENTRY,
     "__exit__": Role.EXIT,
     "__init__": Role.CALL,  # set_grad_enabled; its `with` is the same object's
 }
-_ENTERING = ("__enter__", "__aenter__", "enter_context", "enter_async_context")
+_BY_WITH = ("__enter__", "__aenter__")
+_ENTERING = (*_BY_WITH, "enter_context", "enter_async_context")
 _FAR = 12  # frames from a guard to the block that a context manager of the user's opens
 _MOST_CODE = 10_000  # code may be made anew again and again
 # What a code is to a guard, by id: the hash of a code goes over all of it.
@@ -44,26 +46,28 @@ def cause_of(frame: FrameType | None, otherwise: Cause) -> tuple[Cause, FrameTyp
     return decorated or otherwise, frame
 
 
-def holder_of(frame: FrameType | None, role: Role) -> CodeType | None:
-    """Return the code whose block a switch opens, None where it is a plain call.
+def holder_of(frame: FrameType | None, role: Role) -> Holder | None:
+    """Return whose block a switch opens, None where it is a plain call.
 
     ``guard.__enter__()`` called by hand opens none. Where a context manager of the user's switches
     as it is entered, by whatever guard or call, the block is that of its own ``with``.
     """
     if role is Role.ENTRY and frame is not None and is_plain(frame.f_code):
-        return frame.f_code  # by far the most: a `with` in a function, which ends before it does
-    holder, found = None, frame
+        return Holder(frame.f_code)  # by far the most: a `with` that ends before its function does
+    holder: Holder | None = None
+    found = frame
     for _ in range(_FAR):
         if found is None:
             break
-        if found.f_code.co_name in _ENTERING:
-            holder = found.f_back
+        if found.f_code.co_name in _ENTERING and found.f_back is not None:
+            by_with = found.f_code.co_name in _BY_WITH
+            holder = Holder(found.f_back.f_code, found.f_back.f_lasti if by_with else None)
         found = found.f_back
     if holder is not None:
-        return holder.f_code
+        return holder
     if frame is None or role is not Role.ENTRY or "__enter__" in frame.f_code.co_names:
         return None
-    return frame.f_code
+    return Holder(frame.f_code)
 
 
 def is_call_of_torchs(frame: FrameType) -> bool:

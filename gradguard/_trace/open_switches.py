@@ -12,7 +12,7 @@ from collections import deque
 from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from gradguard._trace.switch import RecordedSwitch
+from gradguard._trace.switch import Holder, RecordedSwitch
 
 if TYPE_CHECKING:
     from gradguard._core.state import GradState
@@ -130,7 +130,7 @@ class OpenSwitches:
                     number=number,
                     thread_id=self._thread[1],
                     at=0,
-                    holder=code,
+                    holder=Holder(code),
                 )
                 self._open(_Open(Cause(Role.ENTRY, key), before, record))
 
@@ -146,7 +146,7 @@ class OpenSwitches:
             self._alive.pop(top.record.number, None)
         return True
 
-    def hold(self, cause: Cause, holder: CodeType | None) -> None:
+    def hold(self, cause: Cause, holder: Holder | None) -> None:
         """Give the block of a ``set_grad_enabled(…)`` that was entered after it had switched."""
         self._settle()
         top = self._stack[-1] if self._stack else None

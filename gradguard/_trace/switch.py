@@ -32,6 +32,20 @@ class Switch(NamedTuple):
     after: "GradState"
 
 
+class Holder(NamedTuple):
+    """A function that is in the block that a switch has opened.
+
+    Attributes:
+        code: its code.
+        entry: the instruction of a ``with`` that enters a context manager of the user's, which may
+            not switch back; None where the block ends with the function, or by a guard's exit.
+
+    """
+
+    code: CodeType
+    entry: int | None = None
+
+
 @dataclass(eq=False, slots=True)
 class RecordedSwitch:
     """A switch with what is needed to order, pair and draw it; times in nanoseconds.
@@ -48,7 +62,7 @@ class RecordedSwitch:
     number: int  # over all threads
     thread_id: int
     at: int
-    holder: CodeType | None  # whose block it opens, while it runs; None for a plain call
+    holder: Holder | None  # whose block it opens, while it runs; None for a plain call
     library_code: CodeType | None = None  # of a training library that the line has called
     library_instruction: int = 0
     opens: bool = False  # whether it was one to be switched back

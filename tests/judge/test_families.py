@@ -3,12 +3,16 @@
 import copy
 import inspect
 import itertools
+from collections import Counter
+from threading import Thread
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
+from gradguard._core import frames
+from gradguard._findings.kinds import RUN_KINDS
 from gradguard._run.observer import Observer
 
 HERE = "# HERE"
@@ -49,9 +53,8 @@ def fault(kind, severity="fault"):
     return lambda program: FAULTS.append((kind, severity, program)) or program
 
 
-def healthy(program):
-    HEALTHY.append(program)
-    return program
+def healthy(kind):
+    return lambda program: HEALTHY.append((kind, program)) or program
 
 
 # stale-parameter
@@ -80,7 +83,7 @@ def scale_made_anew_in_each_forward():
     fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-@healthy
+@healthy("stale-parameter")
 def replaced_and_added():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -89,7 +92,7 @@ def replaced_and_added():
     fit(model, optimizer)
 
 
-@healthy
+@healthy("stale-parameter")
 def replaced_by_what_is_frozen():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -122,7 +125,7 @@ def frozen_between_backward_and_step():
     optimizer.step()
 
 
-@healthy
+@healthy("frozen-moves")
 def frozen_and_dropped():
     model = net()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -131,7 +134,7 @@ def frozen_and_dropped():
     fit(model, optimizer)
 
 
-@healthy
+@healthy("frozen-moves")
 def frozen_with_gradients_of_zero():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -184,7 +187,7 @@ def group_of_what_is_frozen():
     fit(model, optimizer)
 
 
-@healthy
+@healthy("no-gradient")
 def experts_of_which_some_run():
     experts = nn.ModuleList(nn.Linear(4, 2) for _ in range(4))
     optimizer = torch.optim.SGD(experts.parameters(), lr=0.1)
@@ -192,7 +195,7 @@ def experts_of_which_some_run():
     fit(experts, optimizer, 4, forward=lambda x: experts[next(turns)](x))
 
 
-@healthy
+@healthy("no-gradient")
 def token_for_another_mode():
     class Masked(nn.Module):
         def __init__(self):
@@ -231,7 +234,7 @@ def loss_wrapped_in_a_new_tensor():
         optimizer.step()  # HERE
 
 
-@healthy
+@healthy("empty-step")
 def heads_in_turn():
     body, heads = nn.Linear(4, 8), [nn.Linear(8, 1), nn.Linear(8, 1)]
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (body, *heads)]
@@ -243,7 +246,7 @@ def heads_in_turn():
             each.step()
 
 
-@healthy
+@healthy("empty-step")
 def warm_up_of_a_scheduler():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -251,6 +254,57 @@ def warm_up_of_a_scheduler():
         model(batch())
     optimizer.step()
     fit(model, optimizer)
+
+
+@fault("empty-step")
+def adapters_added_to_frozen_layers():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.requires_grad_(requires_grad=False)
+    for layer in (model[0], model[2]):
+        layer.adapter = nn.Linear(4 if layer is model[0] else 8, layer.out_features)
+        layer.register_forward_hook(lambda m, given, out: out + m.adapter(given[0]))
+    for _ in range(3):
+        model.zero_grad()
+        model(batch()).square().mean().backward()
+        optimizer.step()  # HERE
+
+
+@healthy("empty-step")
+def frozen_part_waits_with_its_own_optimizer():
+    model = net()
+    model[0].requires_grad_(requires_grad=False)
+    optimizers = [torch.optim.SGD(model[at].parameters(), lr=0.1) for at in (0, 2)]
+    for _ in range(4):
+        model.zero_grad()
+        model(batch()).square().mean().backward()
+        for each in optimizers:
+            each.step()
+
+
+@healthy("empty-step")
+def schedule_plotted_before_training():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    model(batch())
+    for _ in range(20):
+        optimizer.step()
+        scheduler.step()
+    fit(model, optimizer)
+
+
+@healthy("empty-step")
+def remainder_of_an_accumulation():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        for half in (1, 2):
+            model(batch()).square().mean().backward()
+            if half == 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        optimizer.step()
 
 
 # eval-mode
@@ -286,7 +340,7 @@ def finetuned_as_it_came():
     fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-@healthy
+@healthy("eval-mode")
 def normalisation_frozen_after_each_train():
     model = net(nn.BatchNorm1d(8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -299,7 +353,7 @@ def normalisation_frozen_after_each_train():
             model(batch())
 
 
-@healthy
+@healthy("eval-mode")
 def attacked_in_eval_mode():
     model = net(nn.Dropout(0.1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -342,7 +396,7 @@ def validated_without_a_guard():
         model.train()
 
 
-@healthy
+@healthy("recorded-eval")
 def slope_of_an_energy():
     class Energy(nn.Module):
         def __init__(self):
@@ -359,7 +413,7 @@ def slope_of_an_energy():
         model(batch())
 
 
-@healthy
+@healthy("recorded-eval")
 def saliency():
     model = net().eval()
     for _ in range(4):
@@ -396,7 +450,7 @@ def tested_after_training():
             model(batch())  # HERE
 
 
-@healthy
+@healthy("train-mode-inference")
 def dropout_asked_for():
     model = net(nn.Dropout(0.2)).eval()
     model[2].train()
@@ -404,7 +458,7 @@ def dropout_asked_for():
         torch.stack([model(batch()) for _ in range(4)]).std(0)
 
 
-@healthy
+@healthy("train-mode-inference")
 def momentum_encoder_by_data():
     query = net(nn.BatchNorm1d(8))
     key = copy.deepcopy(query).requires_grad_(requires_grad=False)
@@ -419,7 +473,7 @@ def momentum_encoder_by_data():
         optimizer.step()
 
 
-@healthy
+@healthy("train-mode-inference")
 def pseudo_labels_at_each_step():
     model = net(nn.Dropout(0.2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -429,6 +483,33 @@ def pseudo_labels_at_each_step():
             labels = model(x).argmax(1)
         optimizer.zero_grad()
         F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+
+@healthy("train-mode-inference")
+def statistics_estimated_anew():
+    model = net(nn.BatchNorm1d(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        fit(model, optimizer, 6)
+        model[2].reset_running_stats()
+        with torch.no_grad():
+            for _ in range(4):
+                model(batch())
+
+
+@healthy("train-mode-inference")
+def representations_first_and_again_with_gradients():
+    model = net(nn.Dropout(0.2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        chunks = batch().split(4)
+        with torch.no_grad():
+            first = [model(chunk).requires_grad_() for chunk in chunks]
+        torch.cat(first).square().mean().backward()
+        optimizer.zero_grad()
+        for chunk, code in zip(chunks, first, strict=True):
+            (model(chunk) * code.grad).sum().backward()
         optimizer.step()
 
 
@@ -454,7 +535,7 @@ def norm_woken_by_a_wrapper():
     fit(wrapper, torch.optim.SGD(inner.parameters(), lr=0.1))
 
 
-@healthy
+@healthy("frozen-batchnorm")
 def put_back_by_an_override():
     class Frozen(nn.Sequential):
         def train(self, mode=True):
@@ -470,7 +551,7 @@ def put_back_by_an_override():
         fit(model, optimizer)
 
 
-@healthy
+@healthy("frozen-batchnorm")
 def norm_that_learns():
     model = net(nn.BatchNorm1d(8))
     model[2].eval()
@@ -513,7 +594,7 @@ def dropout_made_in_the_forward():
             model(batch())
 
 
-@healthy
+@healthy("unregistered")
 def part_handed_in():
     class Head(nn.Module):
         def __init__(self):
@@ -528,7 +609,7 @@ def part_handed_in():
     fit(head, optimizer, forward=lambda x: head(x, encode))
 
 
-@healthy
+@healthy("unregistered")
 def containers_made_of_registered_layers():
     class Pyramid(nn.Module):
         def __init__(self):
@@ -560,7 +641,7 @@ def flag_on_a_part():
     fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-@healthy
+@healthy("no-effect")
 def flag_of_the_class_itself():
     class Own(nn.Module):
         def __init__(self):
@@ -575,7 +656,7 @@ def flag_of_the_class_itself():
         Own()(batch())
 
 
-@healthy
+@healthy("no-effect")
 def guard_made_first_and_used_later():
     guard = torch.no_grad()
     model = net().eval()
@@ -634,7 +715,7 @@ def mean_in_a_buffer():
     assert model.mean.requires_grad
 
 
-@healthy
+@healthy("kept-graph")
 def losses_as_numbers():
     model, losses = net(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -646,7 +727,7 @@ def losses_as_numbers():
         losses.append(loss.item())
 
 
-@healthy
+@healthy("kept-graph")
 def graphs_that_only_cycles_hold():
     class Holder:
         pass
@@ -700,7 +781,7 @@ def left_by_a_generator():
         optimizer.step()
 
 
-@healthy
+@healthy("mode-leak")
 def phases_by_plain_calls():
     model = net(nn.Dropout(0.1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -715,7 +796,7 @@ def phases_by_plain_calls():
                 optimizer.step()
 
 
-@healthy
+@healthy("mode-leak")
 def own_context_manager():
     class Quiet:
         def __enter__(self):
@@ -730,6 +811,54 @@ def own_context_manager():
     for _ in range(3):
         fit(model, optimizer, 1)
         with Quiet():
+            model(batch())
+
+
+class Forgetful:
+    """A context manager that switches grad off, and back on only after an error."""
+
+    def __enter__(self):
+        torch.set_grad_enabled(False)  # HERE
+
+    def __exit__(self, kind, *exc):
+        if kind is not None:
+            torch.set_grad_enabled(True)
+
+
+@fault("mode-leak")
+def left_by_a_class_that_restores_nothing():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):  # the function that entered it still runs, out of its block
+        loss = model(batch()).square().mean()
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+        with Forgetful():
+            model(batch())
+
+
+@healthy("mode-leak")
+def trained_in_another_scope_of_the_same_function():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    saved = []
+
+    class Scope:
+        def __enter__(self):
+            saved.append(torch.is_grad_enabled())
+            torch.set_grad_enabled(False)
+
+        def __exit__(self, *exc):
+            torch.set_grad_enabled(saved.pop())
+
+    scope = Scope()
+    for _ in range(3):
+        fit(model, optimizer, 1)
+        with scope:
+            model(batch())
+            with scope:
+                model(batch())
             model(batch())
 
 
@@ -754,7 +883,32 @@ def lazy_layer_made_by_a_dry_run():
     torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@healthy
+@fault("inference-tensor")
+def buffer_made_at_the_first_forward():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 8)
+            self.register_buffer("mask", None)
+
+        def forward(self, x):
+            if self.mask is None:
+                self.mask = torch.ones(len(x), len(x)).tril()  # HERE
+            return self.mask @ self.body(x)
+
+    model = Masked()
+    with torch.inference_mode():
+        model.eval()(batch())
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # its forward fails, and the steps after it change nothing
+        optimizer.zero_grad()
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+            fit(model, optimizer, 1)
+        optimizer.step()
+
+
+@healthy("inference-tensor")
 def served_and_never_trained():
     with torch.inference_mode():
         model = net().eval()
@@ -762,7 +916,7 @@ def served_and_never_trained():
             model(batch())
 
 
-@healthy
+@healthy("inference-tensor")
 def step_inside_inference_mode():
     model = net()
     optimizer = torch.optim.Adam(model.parameters())
@@ -773,7 +927,7 @@ def step_inside_inference_mode():
             optimizer.step()
 
 
-@healthy
+@healthy("train-mode-inference")
 def teacher_averaged_by_less_than_is_seen():
     student = net(nn.Dropout(0.1))
     teacher = copy.deepcopy(student).requires_grad_(False)
@@ -798,20 +952,50 @@ def test_the_fault_is_named_at_its_line(kind, severity, program):
     """The one finding is of this kind and severity, at the marked line."""
     found = [(one.kind, one.severity, one.source, one.filename) for one in judged(program)]
     lines, first = inspect.getsourcelines(program)
+    if not any(code.rstrip().endswith(HERE) for code in lines):
+        lines, first = inspect.getsourcelines(Forgetful)
     (wanted,) = [at for at, code in enumerate(lines, first) if code.rstrip().endswith(HERE)]
     assert [one[:2] for one in found] == [(kind, severity)], found
     assert found[0][2].endswith(HERE), found
     assert (found[0][3], wanted) == (__file__, judged(program)[0].lineno)
 
 
-@pytest.mark.parametrize("program", HEALTHY, ids=name)
+@pytest.mark.parametrize("program", [program for _, program in HEALTHY], ids=name)
 def test_the_healthy_twin_is_silent(program):
     """A program that looks like the fault and is none gives no finding, nor a notice."""
     assert [one.message for one in judged(program)] == []
 
 
 def test_each_kind_has_two_faults_and_two_twins():
-    """The families are covered: no kind has fewer than two programs with the fault."""
-    kinds = [kind for kind, _, _ in FAULTS]
-    assert all(kinds.count(kind) >= 2 for kind in kinds)
-    assert len(HEALTHY) >= 2 * len(set(kinds))
+    """The families are covered: no kind has fewer than two programs with it, and two without."""
+    faults = Counter(kind for kind, _, _ in FAULTS)
+    twins = Counter(kind for kind, _ in HEALTHY)
+    assert {kind: (faults[kind] >= 2, twins[kind] >= 2) for kind in RUN_KINDS} == dict.fromkeys(
+        RUN_KINDS, (True, True)
+    )
+
+
+def test_a_library_that_has_returned_is_named_at_the_call():
+    """A library that leaves grad off is the user's line that called it, once it has returned."""
+    scope = {"__name__": "quiet_library", "torch": torch}
+    exec("def load(): torch.set_grad_enabled(False)", scope)  # noqa: S102 (a module of its own)
+
+    def program():
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scope["load"]()  # HERE
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            fit(model, optimizer)
+
+    observer = Observer(libraries=("quiet_library",))
+    observer.start()
+    try:  # in a thread of its own: pytest, which calls this, is a library, too
+        thread = Thread(target=program)
+        thread.start()
+        thread.join()
+    finally:
+        observer.finish(crashed=False)
+        frames.set_libraries(())
+    assert [(one.kind, one.source) for one in observer.findings()] == [
+        ("mode-leak", 'scope["load"]()  # HERE')
+    ]
