@@ -91,6 +91,18 @@ def whose(frame: FrameType) -> int:
     return known[1]
 
 
+def innermost_of_user(frame: FrameType | None) -> FrameType | None:
+    """Return the first frame from `frame` outwards that is the user's, None if there is none."""
+    codes = _known_now().codes  # once: as `whose` for each frame it takes three times as long
+    while frame is not None:
+        known = codes.get(id(frame.f_code))
+        ours = known is not None and known[0] is frame.f_code
+        if (known[1] if ours and known is not None else whose(frame)) == USER:
+            return frame
+        frame = frame.f_back
+    return None
+
+
 def is_library(filename: str) -> bool:
     """Tell whether a file is of something installed that is not the program itself."""
     return _whose("", filename) == LIBRARY

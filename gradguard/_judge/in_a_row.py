@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from gradguard._judge import wording
 from gradguard._judge.empty_step import can_learn
 from gradguard._judge.no_gradient import Missing, NoGradients
-from gradguard._judge.optimizers import Held, parameters
+from gradguard._judge.optimizers import Held
 from gradguard._judge.scene import Scene
 
 if TYPE_CHECKING:
@@ -37,7 +37,12 @@ class InARow:
     def step(self, optimizer: Optimizer, held: Held) -> None:
         """Look at a step in which some parameter has a gradient."""
         without = self._without
-        missing = [p for p in parameters(optimizer) if p.grad is None and can_learn(p)]
+        missing = [
+            p
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is None and can_learn(p)
+        ]
         if not missing:
             without.clear()
             return

@@ -1,7 +1,7 @@
 """`inference-tensor`: parameters, buffers or optimizer state created in inference mode."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -47,14 +47,15 @@ class InferenceTensors:
         """Look at the parameters that an optimizer is given."""
         self._look(_PARAMETERS, [p for p in tensors if p.requires_grad], line)
 
-    def forward(self, module: nn.Module, line: Line) -> None:
-        """Look at a module of which a forward in train mode is recorded."""
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        self._look(_PARAMETERS, trainable, line)
-        if trainable:
-            buffers = list(module.buffers())
+    def forward(self, module: nn.Module, line: Line, uses: Sequence[Tensor] | None = None) -> None:
+        """Look at a module of which a forward in train mode is recorded, or at some it uses."""
+        every = [*module.parameters(), *module.buffers()] if uses is None else uses
+        buffers = [each for each in every if not isinstance(each, nn.Parameter)]
+        self._look(_PARAMETERS, [p for p in every if p.requires_grad], line)
+        if buffers and any(p.requires_grad for p in module.parameters()):
             self._look(_BUFFERS, buffers, line)
             if any(map(self._is_told, buffers)):
+                trainable = (p for p in module.parameters() if p.requires_grad)
                 self._scene.stopped.update(map(id, trainable))
 
     def step(self, optimizer: Optimizer, held: Held, line: Line) -> None:

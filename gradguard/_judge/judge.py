@@ -3,7 +3,7 @@
 It knows nothing of hooks, processes or output. What a feeder cannot know it leaves out.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 
 from torch import Tensor, nn
@@ -58,15 +58,18 @@ class Judge:
         self.no_effect = NoEffect(self.scene, self.graphs)
         self._outside = Outside()
 
-    def began(self, forward: Forward) -> None:
-        """Take a forward that the program called, where its module is new in these modes."""
+    def began(self, forward: Forward, uses: Sequence[Tensor] | None = None) -> None:
+        """Take a forward that the program called, where its module is new in these modes.
+
+        `uses` are those of its parameters and buffers that are to be looked at, by default all.
+        """
         seen = self.scene.modules.of(forward.module)
         if not seen.outermost:
             seen.outermost = True
             self.scene.modules.outermost += 1
         line = seen.ran(forward.frame, recorded=forward.recorded)
         if forward.recorded and forward.training:
-            self.inference.forward(forward.module, line)
+            self.inference.forward(forward.module, line, uses)
         elif not forward.recorded:
             self.inference.about_to_run(forward.module, line)
         _, owner = outside(forward.frame)
@@ -79,9 +82,9 @@ class Judge:
         self.scene.modules.of(module).ran(frame, recorded=recorded)
         self.unregistered.inside(module, forward.module, frame)
 
-    def ran(self, module: nn.Module, frame: FrameType | None, *, recorded: bool) -> None:
+    def ran(self, module: nn.Module, frame: FrameType, line: Line, *, recorded: bool) -> None:
         """Take a module that ran, where no more is known of it."""
-        self.scene.modules.of(module).ran(frame, recorded=recorded)
+        self.scene.modules.of(module).ran(frame, recorded=recorded, line=line)
 
     def ended(self, forward: Forward, output: object) -> None:
         """Take a forward that the program called, and what it returned."""

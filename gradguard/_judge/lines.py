@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from gradguard._core.frames import LIBRARY, PLUMBING, USER, outwards, whose
+from gradguard._core.frames import LIBRARY, PLUMBING, USER, innermost_of_user, outwards, whose
 
 
 class Line(NamedTuple):
@@ -28,11 +28,7 @@ _methods: dict[int, tuple[CodeType, bool]] = {}  # by id: the hash of a code goe
 _MOST_CODE = 10_000  # code may be made anew again and again
 
 
-def user_frame(frame: FrameType | None) -> FrameType | None:
-    """Return the first frame from `frame` outwards that is the user's, None if there is none."""
-    while frame is not None and whose(frame) != USER:
-        frame = frame.f_back
-    return frame
+user_frame = innermost_of_user
 
 
 def line_at(frame: FrameType) -> Line:
@@ -56,6 +52,37 @@ def here(frame: FrameType | None = None) -> Line:
     if found is None:  # torch's own code is the program, say
         *_, found = outwards(first)
     return line_at(found)
+
+
+class Callers:
+    """Finds the user's line for many modules that few frames of torch's call, one after another.
+
+    The lines of a running frame's callers stay as they are, so what was found for a container's
+    forward holds for all that it calls. It keeps the last such frame, until `forget`.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[FrameType | None, Line | None] = None, None
+
+    def line(self, frame: FrameType) -> Line:
+        """Return the user's line, from a frame of torch's that calls a module."""
+        at: FrameType | None = frame
+        while at is not None and at.f_code.co_filename == _CALLS_MODULES:
+            at = at.f_back
+        last, line = self._last
+        if line is not None and last is at:
+            return line
+        line = here(frame)
+        if at is not None and whose(at) != USER:
+            self._last = at, line
+        return line
+
+    def forget(self) -> None:
+        """Let go of the frame: it keeps all its variables alive."""
+        self._last = None, None
+
+
+_CALLS_MODULES = nn.Module.__call__.__code__.co_filename
 
 
 def is_method(frame: FrameType) -> bool:

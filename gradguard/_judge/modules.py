@@ -9,12 +9,34 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # the one base of all that keep statistics
 from torch.nn.modules.dropout import _DropoutNd  # the one base of all dropouts
+from typing_extensions import Self
 
 from gradguard._core.frames import outwards
 from gradguard._judge.lines import Line, here
 
 _REENTRANT = torch.utils.checkpoint.CheckpointFunction.forward.__code__
+_NOTHING: frozenset[int] = frozenset()
 _WRAPPERS = ("_orig_mod.",)  # what torch.compile puts before the names
+
+
+class _Reference(weakref.ref[nn.Module]):
+    """A weak reference that takes what is known of its module along when that goes."""
+
+    __slots__ = ("key", "modules")
+    key: int
+    modules: "Modules"
+
+    def __new__(cls, module: nn.Module, modules: "Modules") -> Self:
+        """Make it; its callback is one function for all."""
+        made = super().__new__(cls, module, _forget)
+        made.key = id(module)
+        made.modules = modules
+        return made
+
+
+def _forget(reference: "weakref.ref[nn.Module]") -> None:
+    if isinstance(reference, _Reference):
+        reference.modules.by_id.pop(reference.key, None)
 
 
 class Seen:
@@ -47,16 +69,23 @@ class Seen:
         self.recorded = False  # whether a forward of it was recorded
         self.reentrant = False  # whether its forward ran in a reentrant checkpoint
         self.evals = 0  # how often the program called it in eval mode, with nothing recorded
-        # Of this outermost module: the ids of modules seen inside, by its mode and the grad mode.
-        self.known: tuple[set[int], set[int], set[int], set[int]] = (set(), set(), set(), set())
+        # What only an outermost module needs, made when it is asked for: most are within one.
+        # The ids of modules seen inside, by its mode and the grad mode.
+        self.known: tuple[set[int], ...] | None = None
         # The ids of all that is registered in it, and those whose forward depends on the mode.
-        self.tree: frozenset[int] = frozenset()
-        self.depending: list[weakref.ref[nn.Module]] = []
+        self.tree: frozenset[int] = _NOTHING
+        self.depending: tuple[weakref.ref[nn.Module], ...] = ()
         self.version = -1
 
-    def ran(self, frame: FrameType | None, *, recorded: bool) -> Line:
-        """Note a forward of it, and return the line that called it."""
-        line = here(frame)
+    def known_inside(self) -> tuple[set[int], ...]:
+        """Return the ids of modules seen inside, by this one's mode and the grad mode."""
+        if self.known is None:
+            self.known = (set(), set(), set(), set())
+        return self.known
+
+    def ran(self, frame: FrameType | None, *, recorded: bool, line: Line | None = None) -> Line:
+        """Note a forward of it, and return the line that called it; `line` where it is known."""
+        line = line or here(frame)
         self.called = self.called or line
         if recorded:
             self.recorded = True
@@ -91,7 +120,7 @@ class Modules:
         if seen.version != self.version:
             inside = list(module.modules())
             seen.tree = frozenset(map(id, inside))
-            seen.depending = [weakref.ref(each) for each in inside if depends_on_mode(each)]
+            seen.depending = tuple(weakref.ref(each) for each in inside if depends_on_mode(each))
             seen.version = self.version
         return seen
 
@@ -100,9 +129,7 @@ class Modules:
         key = id(module)
         seen = self.by_id.get(key)
         if seen is None:
-            by_id = self.by_id
-            seen = Seen(module, weakref.ref(module, lambda _: by_id.pop(key, None)))
-            by_id[key] = seen
+            seen = self.by_id[key] = Seen(module, _Reference(module, self))
         return seen
 
     def alive(self) -> Iterator[tuple[nn.Module, Seen]]:

@@ -31,11 +31,13 @@ class NoGradients:
     """Follows, for each optimizer, the parameters that have had no gradient so far."""
 
     def __init__(self, scene: Scene) -> None:
+        self.at_end = True  # whether `finish` will ask for what each step has seen
         self._scene = scene
-        self._had: set[int] = set()
 
     def step(self, optimizer: Optimizer, held: Held) -> None:
         """Look at a step in which some parameter has a gradient."""
+        if not self.at_end:
+            return
         if held.pending is None:
             held.pending = {}
             for p in parameters(optimizer):

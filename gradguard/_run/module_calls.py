@@ -64,7 +64,7 @@ def replacement(  # noqa: C901 (one function, for the time of its calls)
         training = self.training
         seen = by_id.get(id(self)) or of(self)
         forward = Forward(self, training, recorded, frame)
-        inside = seen.known[recorded + 2 * training]
+        inside = (seen.known or seen.known_inside())[recorded + 2 * training]
         if id(self) not in inside:
             inside.add(id(self))
             attempt(judge.began, forward)

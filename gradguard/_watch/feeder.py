@@ -14,16 +14,19 @@ from gradguard._core.state import is_dynamo_compiling
 from gradguard._findings.finding import Finding
 from gradguard._judge.facts import Forward
 from gradguard._judge.in_a_row import InARow
+from gradguard._judge.inference_tensors import is_inference
 from gradguard._judge.judge import Judge
-from gradguard._judge.lines import here
+from gradguard._judge.lines import Callers, Line, here
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import is_recording
+from gradguard._watch.first_calls import FirstCall, called_with, first_calls
 from gradguard._watch.hooks import Hook
 from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.registrations import Registrations
 from gradguard._watch.watch import Removable
 
 _AT_ONCE = 8  # parameters and buffers looked at in one step
+_AT_FIRST = 512  # in a first forward; of more, those that are suspect when the watch is made
 _PATIENCE = 4  # empty steps: one in four with a gradient is a task's optimizer in turn
 Told = tuple[Callable[[Finding], object], Callable[[Finding], object]]
 
@@ -47,12 +50,20 @@ class Feeder:
         self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed)
         self._left = LeftModes()
         self._running: Forward | None = None
+        self._callers = Callers()
         self._tensors = self._walk()
-        self._added: list[_FirstCall] = []
+        self._added: list[FirstCall] = []
         self._train: dict[int, bool] = {id(model): model.training for model in models}
         self._stepping: set[int] = set()
+        self.judge.gradients.at_end = False  # it is told at the step, by `_in_a_row`
+        # What a first step would make for each module and tensor takes a tenth of it: made before.
         for model in models:
-            scene.modules.of(model)
+            for module in model.modules():
+                scene.modules.of(module)
+        every = list(self._tensors)
+        few = len(every) <= _AT_FIRST
+        suspects = () if few else (each for each in every if is_lazy(each) or is_inference(each))
+        self._suspects = None if few else [weakref.ref(each) for each in suspects]
         for optimizer in optimizers:
             held = scene.optimizers.of(optimizer)
             held.group_sizes = [len(group["params"]) for group in optimizer.param_groups]
@@ -73,7 +84,7 @@ class Feeder:
         for model in self._models:
             yield model.register_forward_pre_hook(Hook(before))
             yield model.register_forward_hook(Hook(after))
-            yield from self._first_calls(model)
+            yield from first_calls(self, model)
         yield Registrations(self)
         yield from self._accumulations()
 
@@ -128,13 +139,21 @@ class Feeder:
         elif self._train[id(module)]:
             self.judge.evals.seen_in_eval(module, here(frame))
         self._train[id(module)] = module.training
-        known = self.judge.scene.modules.of(module).known[recorded + 2 * module.training]
+        known = self.judge.scene.modules.of(module).known_inside()[recorded + 2 * module.training]
         if not known:
             known.add(id(module))
-            self.judge.began(forward)
+            self.judge.began(forward, self._uses())
+            for each in called_with(module):
+                self._ran(each, frame, here(frame), recorded)
         if not recorded and module.training:
             forward.left = self._left.now()
             self.judge.leaks.unrecorded(forward)
+
+    def _uses(self) -> list[Tensor] | None:
+        """Return what is to be looked at in a first forward, None for all."""
+        if self._suspects is None:
+            return None
+        return [each for each in (reference() for reference in self._suspects) if each is not None]
 
     def _is_inside(self, module: nn.Module, frame: FrameType) -> bool:
         """Tell whether the forward that was seen last still runs; one that raised has no end."""
@@ -148,23 +167,21 @@ class Feeder:
         if forward is None or forward.module is not module:
             return
         self._running = None
+        self._callers.forget()
         if not forward.recorded and not forward.training:
             forward.left = self._left.now()
         self.judge.ended(forward, output)
 
-    def _first_calls(self, model: nn.Module) -> Iterator[Removable]:
-        """See, once, where each module with parameters is called; such a hook then goes."""
-        for module in model.modules():
-            if module is not model and (module._parameters or _holds_modules(module)):  # noqa: SLF001 (its own alone)
-                yield _FirstCall(self, module)
-
     def first_call(self, module: nn.Module, frame: FrameType) -> None:
-        """Take the first call of a module inside a watched one."""
-        if self._running is not None:
-            self.judge.ran_inside(module, self._running, frame)
-        else:
-            recorded = is_recording()
-            self.judge.ran(module, frame, recorded=recorded)
+        """Take the first call of a module inside a watched one, which is registered there."""
+        running = self._running
+        recorded = (running is None or running.recorded) and is_recording()
+        self._ran(module, frame, self._callers.line(frame), recorded)
+
+    def _ran(self, module: nn.Module, frame: FrameType, line: Line, recorded: bool) -> None:
+        self.judge.ran(module, frame, line, recorded=recorded)
+        for each in called_with(module):
+            self._ran(each, frame, line, recorded)
 
     def _accumulations(self) -> Iterator[Removable]:
         """See gradients come, so that those that are dropped before the step are known."""
@@ -189,6 +206,8 @@ class Feeder:
         """Take a parameter that is put in its place in any module."""
         if self._is_watched(owner):
             self.judge.parameter_set(owner, name, new, frame)
+            if new is not None and self._suspects is not None:
+                self._suspects.append(weakref.ref(new))
 
     def module_set(
         self, owner: nn.Module, name: str, new: nn.Module | None, frame: FrameType
@@ -197,27 +216,7 @@ class Feeder:
         if self._is_watched(owner):
             self.judge.module_set(owner, name, new, frame)
             if new is not None:
-                self._added += [_FirstCall(self, each) for each in new.modules()]
+                self._added += [FirstCall(self, each) for each in new.modules()]
 
     def _is_watched(self, owner: nn.Module) -> bool:
         return any(id(owner) in self.judge.scene.modules.tree(model) for model in self._models)
-
-
-class _FirstCall:
-    """A pre-hook that removes itself when it is called."""
-
-    def __init__(self, feeder: Feeder, module: nn.Module) -> None:
-        self._feeder = feeder
-        self._handle = module.register_forward_pre_hook(Hook(self._called))
-
-    def _called(self, module: nn.Module, frame: FrameType, _: object) -> None:
-        self.remove()
-        self._feeder.first_call(module, frame)
-
-    def remove(self) -> None:
-        """Take the hook off."""
-        self._handle.remove()
-
-
-def _holds_modules(module: nn.Module) -> bool:
-    return any(True for _ in module.children())

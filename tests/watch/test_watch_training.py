@@ -470,8 +470,18 @@ def only_watch(monkeypatch):
     monkeypatch.setattr(_registrations, "_handles", [])
 
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, given):
+        return self.last(self.first(given))
+
+
 @pytest.mark.usefixtures("only_watch")
-def test_remove_leaves_no_hook():
+@pytest.mark.parametrize(("made", "hooks_of_modules"), [(nn.Sequential, 2), (Two, 4)])
+def test_remove_leaves_no_hook(made, hooks_of_modules):
     """After remove(), twice, no hook is left on model, optimizer or torch's global tables."""
     gc.collect()
     hooks = torch.nn.modules.module
@@ -482,7 +492,9 @@ def test_remove_leaves_no_hook():
         hooks._global_module_registration_hooks,
     ]
     others = sum(map(len, shared))
-    model, optimizer, watch = make()
+    model = made(nn.Linear(2, 3), nn.Linear(3, 1)) if made is nn.Sequential else made()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    watch = watch_training(model, optimizer)
     tables = [
         *shared,
         optimizer._optimizer_step_pre_hooks,
@@ -490,8 +502,9 @@ def test_remove_leaves_no_hook():
         *(module._forward_hooks for module in model.modules()),
         *(module._forward_pre_hooks for module in model.modules()),
     ]
-    assert sum(map(len, tables)) - others == 9
-    assert all(p._post_accumulate_grad_hooks for p in (model[0].weight, model[2].bias))
+    assert sum(map(len, tables)) - others == 4 + hooks_of_modules
+    first, *_, last = model.parameters()
+    assert all(p._post_accumulate_grad_hooks for p in (first, last))
     watch.remove()
     watch.remove()
     assert sum(map(len, tables)) == others
