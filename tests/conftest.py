@@ -11,6 +11,8 @@ pytest_plugins = ["pytester"]
 
 # No test is a timed one: machines are shared, and torch compiles on first use.
 settings.register_profile("gradguard", deadline=None)
+# For the random programs of tests/core, where somebody has an hour.
+settings.register_profile("many", deadline=None, max_examples=10_000)
 settings.load_profile("gradguard")
 
 

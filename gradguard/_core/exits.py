@@ -1,6 +1,7 @@
 """Exits that are not those of the innermost guard, and guards that were left open."""
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import ReferenceType, ref
 
 from gradguard._core.abandoned import bring_back, is_abandoned, without_abandoned
@@ -91,6 +92,8 @@ def leave(link: Link, error: BaseException, *, in_body: bool) -> None:
     if now is link or (now is link[3] and not in_body):
         thread.cell[0] = link[3]  # a trace tells the entry from the exit by it
         close_link(link)
+    elif not in_body and isinstance(error, GradModeWarning):
+        pass  # the exit itself has said so, and is over
     elif any(is_entry_of(other, link[0]) for other in links()):
         close(link[0], error)  # the body has closed or left open a guard
 
@@ -151,9 +154,14 @@ def unwind(above: list[Link]) -> list[bool]:
     return modes
 
 
-def rewind(above: list[Link], modes: list[bool], below: Link | None) -> Link | None:
-    """Open `above` anew on `below`, outermost first, each in the mode that it had set."""
-    top = below
+def rewind(
+    above: list[Link], modes: list[bool], below: Link | None, made: list[Any] | None = None
+) -> Link | None:
+    """Open `above` anew on `below`, outermost first, each in the mode that it had set.
+
+    The tokens are `made` in this order: where an interrupt comes, they are to be exited.
+    """
+    top, made = below, [] if made is None else made
     for link, mode in zip(reversed(above), reversed(modes), strict=True):
         guard, grad, token, _ = link
         # A guard that found recording possible may now lie in inference mode, and must leave it.
@@ -161,13 +169,13 @@ def rewind(above: list[Link], modes: list[bool], below: Link | None) -> Link | N
         if token is not None or leaves or isinstance(guard, Boundary):
             set_grad(bool(grad))  # a token brings back the grad mode in which it was made
             grad = grad or (None if is_inference_mode_enabled() else False)
-            token = _entered_anew(token, mode)
+            made.append(enter_inference(mode))
+            token = _entered_anew(token, made[-1])
         top = linked(guard, grad, token, top, link)
     return top
 
 
-def _entered_anew(old: object, mode: bool) -> object:
-    token = enter_inference(mode)
+def _entered_anew(old: object, token: Any) -> object:
     owner = old() if isinstance(old, ReferenceType) else old
     if not isinstance(owner, Owner):
         return token

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import CompiledGrad
-from gradguard._core.exits import close, exit_again, undo_entry
+from gradguard._core.exits import close, close_link, exit_again, undo_entry
 from gradguard._core.guard_stack import Opener, fast
 from gradguard._core.state import (
     enter_inference,
@@ -86,8 +86,11 @@ class Guard(Opener):
     ) -> None:
         try:
             cell = fast.cell
-            guard, found, token, below = top = cell[0]  # pyright: ignore[reportUnusedVariable]
-            if guard is self and token is None:
+            guard, found, token, below = top = cell[0]
+            if guard is self:
+                if token is not None:
+                    close_link(top)
+                    return
                 set_grad(found)
                 cell[0] = below
                 return

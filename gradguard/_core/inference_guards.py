@@ -8,7 +8,7 @@ from typing_extensions import Self
 
 from gradguard._core.abandoned import own_cell
 from gradguard._core.compiling import compiled_decorated_inference
-from gradguard._core.exits import close, exit_again
+from gradguard._core.exits import close, close_link, exit_again
 from gradguard._core.guard_stack import Link, Owner, fast, grad_inside, links, thread
 from gradguard._core.guard_types import F, Guard
 from gradguard._core.state import (
@@ -83,10 +83,13 @@ class InferenceMode(Guard, Owner):
                 cell[0] = top[3]
                 self.link = None
                 return
+            if top[0] is self:
+                close_link(top)
+                return
         except (AttributeError, TypeError):
             pass  # nothing is open in this thread
         except BaseException:
-            exit_again(self, self.link)
+            exit_again(self, locals().get("top"))
             raise
         close(self, exc)
 

@@ -183,8 +183,15 @@ MADE_BY_TORCH = _MadeByTorch()
 
 
 def steady_mode(own: list[Link], modes: list[bool]) -> tuple[bool, bool] | None:
-    """The mode in which one inference block is open, and nothing else was switched."""
-    return (False, True) if len(own) == 1 and own[0][2] is True and modes == [True] else None
+    """The mode in which an inference block is innermost, and none below it switched that mode."""
+    tokens = [link[2] is not None for link in own]
+    return (False, True) if tokens[:1] == [True] and sum(tokens) == 1 and modes[0] else None
+
+
+def all_asleep(own: list[Link], modes: list[bool]) -> tuple[list[Link], list[bool]]:
+    """The links of a body as `asleep`, without those of torch's own guards, and their modes."""
+    slept = [(asleep(link), mode) for link, mode in zip(own, modes, strict=True)]
+    return [link for link, _ in slept if link], [mode for link, mode in slept if link]
 
 
 def asleep(link: Link) -> Link | None:
@@ -204,3 +211,12 @@ def asleep(link: Link) -> Link | None:
     asleep: Link = (guard, found, owner, None)
     owner.link = asleep
     return asleep
+
+
+def give_back(own: list[Link], made: list[Any]) -> None:
+    """Exit the tokens of a resume that an interrupt has cut short, and have its guards sleep on."""
+    for token in reversed(made):
+        token.__exit__(None, None, None)
+    for link in own:
+        if isinstance(link[2], Owner):
+            link[2].link = link

@@ -17,9 +17,10 @@ exit out of order. Those of torch's own guards are out of reach, and stay.
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from gradguard._core.abandoned import own_cell
-from gradguard._core.exits import exit_token, rewind, unwind
+from gradguard._core.exits import rewind, unwind
 from gradguard._core.guard_stack import (
     Boundary,
     Link,
@@ -31,7 +32,6 @@ from gradguard._core.guard_stack import (
     token_of,
 )
 from gradguard._core.state import (
-    InferenceToken,
     enter_inference,
     exit_inference,
     is_any_autocast_enabled,
@@ -44,7 +44,8 @@ from gradguard._core.suspendable import (
     MADE_BY_TORCH,
     EntersBodies,
     Suspendable,
-    asleep,
+    all_asleep,
+    give_back,
     steady_mode,
 )
 from gradguard._core.torch_versions import GRAPHS_DEFER_GRAD, grad_is_deferred
@@ -78,13 +79,11 @@ class Body(Boundary, Suspendable):
         self._own: list[Link] = []  # the body's own links, innermost first, without their tokens
         self._modes: list[bool] = []  # the inference mode of each
         self._tokens = False  # whether one of them had a token
-        self._plain: list[tuple[Opener, bool | None]] = []  # if not: what they are, outermost first
-        # The mode in which they are one inference block, and nothing else was switched.
-        self._steady: tuple[bool, bool] | None = None
+        self._plain: list[tuple[Opener, bool | None]] = []  # those without, outermost first
+        self._steady: tuple[bool, bool] | None = None  # the mode, where one is an inference block
         self._base: Link | None = None  # on which the body's own links lie while it runs
         self._resumed = False  # whether its first resume came to its end
-        self._outside = False
-        self._autocast = False
+        self._outside = self._autocast = False
 
     def step(  # noqa: C901, PLR0912
         self, call: Callable[[Any], Any], passed: list[Any], *, more: bool = False
@@ -112,8 +111,7 @@ class Body(Boundary, Suspendable):
                     if mode[0] is not grad:
                         set_grad(mode[0])
                     self._outside = inference
-                    top = (self, grad, None, below)
-                    self._base = top
+                    self._base = top = (self, grad, None, below)
                     for guard, found in self._plain:
                         top = (guard, found, None, top)
                     cell[0] = top
@@ -127,10 +125,7 @@ class Body(Boundary, Suspendable):
                     self.suspend()
             except BaseException as error:
                 usual = top is not None and cell[0] is top and type(error) is StopIteration
-                if usual and not more:
-                    self._end(below, grad, inference)
-                else:
-                    self._leave(below, grad, inference)
+                self._leave(below, grad, inference, over=usual and not more)
                 left = True
                 raise
         except BaseException:
@@ -144,35 +139,43 @@ class Body(Boundary, Suspendable):
     def _step_in_inference(
         self, cell: list[Link | None], grad: bool, call: Callable[[Any], Any], passed: list[Any]
     ) -> Any:
-        """Step where all that is open is one inference block, as in a decorated generator."""
-        guard, found = self._plain[0]
+        """Step where an inference block is innermost, and all below it did not switch that mode."""
+        guard, found, owner, _ = asleep = self._own[0]
         self._autocast, self._outside = is_any_autocast_enabled(), self._inference
+        itself = None if owner is True else ref(owner)
         base: Link = (self, grad, None, cell[0])
+        top = base
+        if self._plain:
+            for each, its_found in self._plain:
+                top = (each, its_found, None, top)
+            set_grad(found is True)  # what the token brings back
         token = enter_inference(True)
-        self._base, top = base, (guard, found, token, base)
-        cell[0] = top
+        if itself is None:
+            top = (guard, found, token, top)
+        else:
+            owner.token = token
+            owner.link = top = (guard, found, itself, top)
+        self._base, cell[0] = base, top
         result = call(passed.pop())
         mode = is_grad_enabled(), is_inference_mode_enabled()
         if cell[0] is not top or self._autocast or is_any_autocast_enabled():
             self.suspend()
             return result
         self._mode, cell[0], self._base = mode, base[3], None
+        if itself is not None:
+            owner.link = asleep
         exit_inference(token, None, None, None)
         set_grad(grad)  # make_fx and torch.export see no other way back
         return result
 
-    def _end(self, below: Link | None, grad: bool, inference: bool) -> None:
-        """Bring back the outside's mode where a body has returned that opened no guard more."""
-        thread.cell[0] = below
-        set_grad(grad)
-        if is_inference_mode_enabled() is not inference:
-            set_inference(inference)
-
-    def _leave(self, below: Link | None, grad: bool, inference: bool) -> None:
-        """Bring back the outside's mode after an error, which may have come at any point."""
-        if any(link[0] is self for link in links()):
+    def _leave(
+        self, below: Link | None, grad: bool, inference: bool, *, over: bool = False
+    ) -> None:
+        """Bring back the outside's mode: after an error, which may have come at any point."""
+        if not over and any(link[0] is self for link in links()):
             self.suspend()
-        elif thread.cell[0] is below:
+        elif over or thread.cell[0] is below:
+            thread.cell[0] = below
             if is_inference_mode_enabled() is not inference:
                 set_inference(inference)
             set_grad(grad)
@@ -181,7 +184,7 @@ class Body(Boundary, Suspendable):
         """Bring back the body's mode and its open guards, on top of the resumer's."""
         below = thread.cell[0]
         found, outside = is_grad_enabled(), is_inference_mode_enabled()
-        self._outside, mode, token = outside, self._mode, None
+        self._outside, mode = outside, self._mode
         if mode is None:
             self.grad = grad_inside(found, outside)
             self._inference = outside
@@ -189,30 +192,32 @@ class Body(Boundary, Suspendable):
             if self._guard is not None:
                 self._guard.enter_body()
                 guard, its_found, its_token, _ = links()[0]
-                self._own = [(guard, its_found, None if its_token is None else True, None)]
-                self._plain = [(guard, its_found)]
-                self._modes = [is_inference_mode_enabled()]
-                self._tokens = its_token is not None
+                self._modes, self._tokens = [is_inference_mode_enabled()], its_token is not None
+                self._own = [(guard, its_found, self._tokens or None, None)]
+                self._plain = [] if self._tokens else [(guard, its_found)]
                 self._steady = steady_mode(self._own, self._modes)
             self._resumed = True
             return
-        grad, inference = mode
-        self._autocast = is_any_autocast_enabled()
-        if self._inference is not outside:
-            token = enter_inference(self._inference)
-        base: Link = (self, found, token, below)
-        top = rewind(self._own, self._modes, base) if self._own else base
-        if is_inference_mode_enabled() is not inference:
-            top = (MADE_BY_TORCH, None, enter_inference(inference), top)
-        set_grad(grad)
-        self._base, thread.cell[0] = base, top
+        self._autocast, made = is_any_autocast_enabled(), []
+        try:
+            if self._inference is not outside:
+                made.append(enter_inference(self._inference))
+            base: Link = (self, found, made[0] if made else None, below)
+            top = rewind(self._own, self._modes, base, made)
+            if is_inference_mode_enabled() is not mode[1]:
+                made.append(enter_inference(mode[1]))
+                top = (MADE_BY_TORCH, None, made[-1], top)
+            set_grad(mode[0])
+            self._base, thread.cell[0] = base, top
+        except BaseException:
+            give_back(self._own, made)
+            raise
 
     def suspend(self) -> None:
         """Bring back the resumer's mode and guards, keeping the body's."""
         chain = links()
         deferred = chain[0][0].grad if grad_is_deferred() else None
-        grad = is_grad_enabled() if deferred is None else deferred
-        mode = grad, is_inference_mode_enabled()
+        mode = is_grad_enabled() if deferred is None else deferred, is_inference_mode_enabled()
         at = next(at for at, link in enumerate(chain) if link[0] is self)
         own, base = chain[:at], chain[at]
         tokens = [token for link in chain[: at + 1] if (token := token_of(link)) is not None]
@@ -221,22 +226,16 @@ class Body(Boundary, Suspendable):
         present = enter_inference(mode[1]) if careful and tokens and not relinked else None
         modes = unwind(own)
         self._inference = is_inference_mode_enabled()
-        kept = [(asleep(link), mode) for link, mode in zip(own, modes, strict=True)]
-        self._own = [link for link, _ in kept if link is not None]
-        self._modes = [mode for link, mode in kept if link is not None]
+        self._own, self._modes = all_asleep(own, modes)
         self._tokens = any(link[2] is not None for link in self._own)
         self._steady = steady_mode(self._own, self._modes)
-        self._plain = [link[:2] for link in reversed(self._own)]
+        self._plain = [link[:2] for link in reversed(self._own) if link[2] is None]
         self._mode, self._base = mode if self._resumed else None, None
-        self._bring_back(base, present, relinked=relinked)
-
-    def _bring_back(self, base: Link, present: InferenceToken | None, *, relinked: bool) -> None:
-        """Bring back the mode of the outside, below `base`."""
         _, found, token, thread.cell[0] = base
-        if token is not None:
-            exit_token(token)
+        if token is not None:  # in a frame of its own an interrupt might come before
+            token.__exit__(None, None, None)
         if present is not None:
-            exit_token(present)  # with what autocast was switched to in this step
+            present.__exit__(None, None, None)  # with what autocast was switched to in this step
         if not relinked and is_inference_mode_enabled() is not self._outside:
             set_inference(self._outside)
         set_grad(found is True)  # make_fx and torch.export see no other way back
@@ -244,5 +243,4 @@ class Body(Boundary, Suspendable):
     def finish(self) -> None:
         """Bring back the resumer's mode and guards; guards that the body left open are closed."""
         self.suspend()
-        self._own, self._modes, self._plain, self._tokens = [], [], [], False
-        self._steady = None
+        self._own, self._modes, self._plain, self._tokens, self._steady = [], [], [], False, None

@@ -229,3 +229,15 @@ def test_a_call_exits_as_often_as_it_has_entered(name, raising):
         function(lambda: guard.__exit__(None, None, None))
     assert gradguard.guards() == (guard,)
     guard.__exit__(None, None, None)
+
+
+@each_guard
+@pytest.mark.filterwarnings("error::gradguard.GradModeWarning")
+def test_a_call_whose_warning_is_an_error_exits_once(name):
+    """Another entry of the decorator's guard stays open."""
+    guard, left_open = MAKE[name](), gradguard.enable_grad()
+    with guard:
+        with pytest.raises(GradModeWarning, match="was exited while enable_grad"):
+            guard(left_open.__enter__)()
+        assert gradguard.guards() == (guard, left_open)
+        left_open.__exit__(None, None, None)

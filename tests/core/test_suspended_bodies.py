@@ -500,6 +500,27 @@ def test_a_raw_switch_belongs_to_the_body(kind, on):
 
 
 @each_kind
+@pytest.mark.parametrize("resumer", MODES)
+def test_inference_mode_that_a_body_leaves_on_at_its_very_end(kind, resumer):
+    """What was switched by torch's own guard in the last step goes with the body."""
+    left_on = []
+
+    def body():
+        yield grad_state()
+        left_on.append(torch.inference_mode())
+        left_on[0].__enter__()
+
+    take = each_step(kind, gradguard.no_grad, body)
+    put_back(resumer)
+    try:
+        assert [take(), take()] == [GradState(False, resumer.inference_mode), None]
+        assert (grad_state(), guards()) == (resumer, ())
+    finally:
+        left_on[0].__exit__(None, None, None)
+        put_back(GRAD)
+
+
+@each_kind
 @pytest.mark.parametrize("name", ["no_grad", "inference"])
 def test_resumed_in_other_threads(kind, name):
     """Each step in another thread has the body's mode, and leaves that thread its own."""

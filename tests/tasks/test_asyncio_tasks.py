@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import gradguard
-from gradguard import GradState, grad_state, isolate_tasks
+from gradguard import GradState, grad_state, guards, isolate_tasks
 
 GRAD = GradState(grad_enabled=True, inference_mode=False)
 NO_GRAD = GradState(grad_enabled=False, inference_mode=False)
@@ -118,6 +119,47 @@ def test_takes_the_grad_mode_around_inference_along():
         return await inside_grad, await inside_no_grad
 
     assert run(main) == (GRAD, NO_GRAD)
+
+
+SHARED = gradguard.inference_mode()
+
+
+@pytest.mark.parametrize("made", [gradguard.inference_mode, lambda: SHARED], ids=["own", "shared"])
+@pytest.mark.parametrize("creator", [gradguard.no_grad, gradguard.enable_grad])
+def test_an_inference_block_held_over_many_switches(made, creator):
+    """It lasts as long as the block, whatever is opened inside, and ends in the creator's mode."""
+
+    async def task():
+        seen = []
+        with made():
+            for opens in (contextlib.nullcontext, gradguard.enable_grad, torch.no_grad) * 2:
+                await asyncio.sleep(0)
+                with opens():
+                    await asyncio.sleep(0)
+                    seen.append(grad_state())
+                await asyncio.sleep(0)
+                with torch.autocast("cpu"):
+                    await asyncio.sleep(0)
+                seen.append((grad_state(), guards()[-1]))
+        return seen, grad_state(), guards()
+
+    async def main():
+        with creator():
+            tasks = [asyncio.create_task(task()) for _ in range(2)]
+            before = grad_state()
+        seen = set()
+        while not all(one.done() for one in tasks):
+            await asyncio.sleep(0)
+            seen.add((grad_state(), *map(repr, guards())))
+        return before, seen, [one.result() for one in tasks]
+
+    before, outside, results = run(main)
+    assert outside == {(GRAD, "isolate_tasks()")}
+    for inside, after, its_guards in results:
+        block = (INFERENCE, gradguard.inference_mode())
+        assert inside == [INFERENCE, block, GRAD, block, INFERENCE, block] * 2
+        assert after == before
+        assert list(map(repr, its_guards)) == ["isolate_tasks()"]
 
 
 def test_task_of_its_caller_is_not_isolated():
