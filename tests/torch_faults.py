@@ -57,8 +57,70 @@ torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
         tests=(
             "test_compile.py::test_each_form[raising-inference_mode()]",
             "test_compile.py::test_each_form[thrown-inference_mode()]",
-            "test_compile.py::test_each_form[generator_raising-inference_mode()]",
             "test_compile.py::test_each_guard[raising-inference_mode(False)]",
+        ),
+    ),
+    Fault(
+        "Dynamo cannot leave a generator under inference mode by an error",
+        since="2.7",
+        before="2.9",
+        program="""
+@torch.inference_mode()
+def steps(x):
+    yield x * 2
+    raise ValueError
+def fn(x):
+    try:
+        for y in steps(x):
+            pass
+    except ValueError:
+        return y
+torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
+""",
+        tests=("test_compile.py::test_each_form[generator_raising-inference_mode()]",),
+    ),
+    Fault(
+        "Dynamo cannot leave a block by an error",
+        before="2.7",
+        program="""
+def fn(x):
+    try:
+        with torch.no_grad():
+            raise ValueError
+    except ValueError:
+        return x * 2
+torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
+""",
+        tests=(
+            "test_compile.py::test_each_form[raising-no_grad]",
+            "test_compile.py::test_each_guard[raising-enable_grad]",
+            "test_compile.py::test_each_guard[raising-set_grad_enabled(*)]",
+        ),
+    ),
+    Fault(
+        "Dynamo cannot step a decorated generator, and drops what one gives before an error",
+        before="2.7",
+        program="""
+@torch.no_grad()
+def steps(x):
+    yield x * 2
+    yield x * 3
+def fn(x):
+    running = steps(x)
+    return next(running), next(running)
+torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
+""",
+        tests=(
+            "test_compile.py::test_each_form[stepped-*]",
+            "test_compile.py::test_each_form[sent-*]",
+            "test_compile.py::test_each_form[thrown-no_grad]",
+            "test_compile.py::test_each_form[closed-*]",
+            "test_compile.py::test_each_form[generator_raising-*]",
+            "test_compile.py::test_each_decorator[stepped-*]",
+            "test_compile.py::test_what_dynamo_cannot_follow_of_torch[suspended_in_a_guard-*]",
+            "test_compile.py::test_what_dynamo_cannot_follow_of_torch[stepped-*]",
+            "test_compile.py::test_rebound_names[no_grad-stepped]",
+            "test_transforms.py::test_export_strict[stepped-*]",
         ),
     ),
     Fault(
@@ -71,6 +133,31 @@ def fn(x):
 torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
 """,
         tests=("test_compile.py::test_each_form[as_nothing-inference_mode()]",),
+    ),
+    Fault(
+        "AOT Autograd takes back the grad mode that a compiled function leaves",
+        before="2.12",
+        program="""
+def fn(x):
+    torch.set_grad_enabled(False)
+    return x * 2
+torch.compile(fn, backend="aot_eager", fullgraph=True)(torch.ones(1, requires_grad=True))
+assert not torch.is_grad_enabled()
+""",
+        tests=("test_trace_compile.py::test_other_ways_to_switch_compile_alike[leaving]",),
+    ),
+    Fault(
+        "fully_shard needs a device with streams",
+        before="2.7",
+        program="""
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+model = nn.Linear(1, 1)
+mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+fully_shard(model, mesh=mesh)(torch.ones(1))
+""",
+        tests=("test_watch_ranks.py::test_sharded_parameters_are_watched_as_others",),
     ),
     Fault(
         "Dynamo cannot follow a decorated generator through a comprehension",
@@ -115,7 +202,13 @@ def fn(x):
         return x * 2
 torch.compile(fn, backend="eager", fullgraph=True)(torch.ones(1))
 """,
-        tests=("test_carry.py::test_under_compile[*-no_grad]",),
+        tests=(
+            "test_carry.py::test_under_compile[*-no_grad]",
+            "test_compile.py::test_each_form[in_a_contextmanager-*]",
+            # What a block of a decorator's own takes where Dynamo does not follow inference mode in
+            # a class: torch's block is split with the body.
+            "test_compile.py::test_a_graph_break_in_the_body[broken_method-inference_mode()]",
+        ),
     ),
     Fault(
         "Dynamo knows inference_mode by the name `torch.inference_mode` alone",

@@ -21,6 +21,7 @@ from gradguard._core.suspendable import close_in_its_mode as _gg_close_in_its_mo
 from gradguard._core.suspendable import drive as _gg_drive
 from gradguard._core.suspendable import first_step as _gg_first_step
 from gradguard._core.suspendable import has_ended as _gg_has_ended
+from gradguard._core.torch_versions import DYNAMO_STEPS_GENERATORS, not_compiled
 
 # The templates name them.
 __all__ = [
@@ -137,7 +138,10 @@ def body_wrapper(
     template: str, fn: Callable[..., Any], guard_for: Callable[..., Any], takes: Parameters
 ) -> Callable[..., Any]:
     """Return a function by `template` that takes what `fn` takes, and runs its body under guard."""
-    return _finished(_maker(template, takes.shape)(fn, guard_for), fn, takes)
+    wrapper = _finished(_maker(template, takes.shape)(fn, guard_for), fn, takes)
+    if template is GENERATOR and not DYNAMO_STEPS_GENERATORS:
+        return not_compiled("a decorated generator")(wrapper)
+    return wrapper
 
 
 def coroutine_function(fn: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:

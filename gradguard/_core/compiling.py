@@ -115,9 +115,13 @@ class CompiledGuard:
     def __exit__(self, *exc: object) -> None:
         raise NotImplementedError
 
+    def again(self) -> "CompiledGuard":
+        """Make another; by name, as up to torch 2.6 Dynamo makes no object of a ``type(self)``."""
+        raise NotImplementedError
+
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with type(self)(self.mode):
+            with self.again():
                 return fn(*args, **kwargs)
 
         return wrapper
@@ -132,6 +136,9 @@ class CompiledGrad(CompiledGuard):
 
     def __exit__(self, *exc: object) -> None:
         set_grad(self.found)
+
+    def again(self) -> CompiledGuard:
+        return CompiledGrad(self.mode)
 
 
 class CompiledSetGrad(CompiledGuard):
@@ -161,6 +168,9 @@ class CompiledInference(CompiledGuard):
 
     def __exit__(self, *exc: object) -> None:
         switch_inference_back(self.token)  # type: ignore[no-untyped-call]
+
+    def again(self) -> CompiledGuard:
+        return CompiledInference(self.mode)
 
 
 class CompiledMode(CompiledGuard):

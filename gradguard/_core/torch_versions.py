@@ -8,7 +8,7 @@ gradguard's, and a look-up at run time would then find gradguard itself and recu
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -53,6 +53,10 @@ DYNAMO_FOLLOWS_INFERENCE = torch.__version__ >= "2.13"  # a TorchVersion: by num
 # block of torch's own. Not asked, for the same reason.
 DYNAMO_FOLLOWS_CONTEXTMANAGER = torch.__version__ >= "2.7"
 
+# Up to 2.6 Dynamo runs a generator to its end where it is made, drops what came before an error and
+# fails at one that has a value to return. A decorated one breaks the graph there, as torch's does.
+DYNAMO_STEPS_GENERATORS = torch.__version__ >= "2.7"
+
 # Up to 2.8 make_fx (pre_dispatch) and torch.export write a call of `set_grad` down and do not run
 # it, so that the mode can't be read while they trace (torch/fx/experimental/proxy_tensor.py,
 # `PreDispatchTorchFunctionMode`). Asking would need a trace.
@@ -91,6 +95,7 @@ __all__ = [
     "CONVERTS",
     "DYNAMO_FOLLOWS_CONTEXTMANAGER",
     "DYNAMO_FOLLOWS_INFERENCE",
+    "DYNAMO_STEPS_GENERATORS",
     "GRAPHS_DEFER_GRAD",
     "INFERENCE_TOKEN",
     "RUNS_BACKWARD",
@@ -102,6 +107,7 @@ __all__ = [
     "default_store",
     "enter_inference",
     "exit_inference",
+    "exports",
     "grad_is_deferred",
     "is_any_autocast_enabled",
     "never_compiled",
@@ -179,6 +185,19 @@ def allocations(call: Callable[[], object]) -> list[int]:
         threads = profiler._disable_profiler_legacy()  # noqa: SLF001 (see above)
     events = (event for events in threads for event in events)
     return [event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc"]
+
+
+def exports(frame: FrameType | None) -> bool:
+    """Tell whether it is strict torch.export that calls a model from this frame.
+
+    It runs the compiled model once there, and drops what comes of that (`export` in
+    torch/_dynamo/eval_frame.py; no more in 2.13). Nothing but the code that calls tells.
+    """
+    while frame is not None and frame.f_globals.get("__name__") == "torch._dynamo.eval_frame":
+        if frame.f_code.co_name == "inner":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def not_compiled(reason: str) -> Callable[[F], F]:

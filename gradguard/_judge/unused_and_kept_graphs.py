@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
-from gradguard._core.torch_versions import sequence_number
+from gradguard._core.torch_versions import exports, sequence_number
 from gradguard._graph.tensors import tensors
 from gradguard._judge import referrers, wording
 from gradguard._judge.facts import Forward
@@ -88,7 +88,9 @@ class Graphs:
         if calling is None:
             calling = self._lines[key] = Calling(self._scene, forward, owner, frame)
         calling.calls += 1
-        if not calling.calls % _share(calling.calls) and not is_tracing():  # type: ignore[no-untyped-call]
+        if calling.calls % _share(calling.calls) or exports(forward.frame):
+            return known
+        if not is_tracing():  # type: ignore[no-untyped-call]
             self._follow(calling, output, forward.since)
         return known
 

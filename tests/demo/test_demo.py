@@ -26,11 +26,15 @@ def rows(part):
     return [(int(step), float(loss), float(held)) for step, loss, held in ROW.findall(part)]
 
 
+# torch 2.6, of a folder that importing Dynamo makes.
+OF_TORCH = "ignore:Implicitly cleaning up:ResourceWarning"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The finished demo, run from some other directory, with any warning an error."""
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "gradguard", "demo"],
+        [sys.executable, "-W", "error", "-W", OF_TORCH, "-m", "gradguard", "demo"],
         cwd=tmp_path_factory.mktemp("elsewhere"),
         capture_output=True,
         text=True,

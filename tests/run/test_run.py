@@ -210,6 +210,7 @@ def test_failing_package(project):
 FAULTY = """
     import os, sys, torch, warnings
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "Implicitly cleaning up")  # torch 2.6, when it imports Dynamo
     from torch import nn
     from torch.utils.data import DataLoader
     from torch._dynamo.utils import counters

@@ -431,10 +431,11 @@ def test_serving():
         model(batch())
 
 
-def test_exported():
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported(strict):
     """A model in eval mode that is traced and exported."""
     model = Net().eval()
-    torch.export.export(model, (batch(),))
+    torch.export.export(model, (batch(),), strict=strict)
     with torch.no_grad():
         model(batch())
 

@@ -498,7 +498,9 @@ def test_nothing_stays():
     assert nn.Module.train is train
     assert torch.optim.Optimizer.add_param_group is add
     assert torch._C._set_grad_enabled is call
-    assert not torch.nn.modules.module._has_any_global_hook()
+    hooks = [name for name in vars(nn.modules.module) if name.endswith("_hooks")]
+    assert "_global_forward_hooks" in hooks
+    assert not any(getattr(nn.modules.module, name) for name in hooks)
 
 
 def test_own_failure():
