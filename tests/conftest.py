@@ -1,6 +1,7 @@
 """What the whole suite shares."""
 
 import gc
+import os
 import sys
 import textwrap
 
@@ -8,6 +9,9 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = ["pytester"]
+
+# Two workers on two cores: threads within a worker, or within what it starts, would only wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test is a timed one: machines are shared, and torch compiles on first use.
 settings.register_profile("gradguard", deadline=None)
@@ -41,9 +45,9 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(mark)
 
 
-def pytest_collection_finish():
-    """Spare each collection of garbage what was imported: many tests collect, to look at the end."""
-    gc.collect()
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_is_no_garbage():
+    """Spare each collection what was imported, Dynamo say: many tests collect, to look at the end."""
     gc.freeze()
 
 

@@ -154,7 +154,7 @@ def test_a_debugger_that_holds_frames_keeps_a_guard_open():
         with gradguard.no_grad():
             frames.append(sys._getframe())
             assert len(gradguard.guards()) == 1
-            gc.collect()
+            gc.collect(0)
             assert len(gradguard.guards()) == 1
 
     for _ in range(60):
