@@ -19,6 +19,7 @@ from gradguard._judge.judge import Judge
 from gradguard._judge.lines import Callers, Line, here
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import is_recording
+from gradguard._judge.serving import differentiates
 from gradguard._watch.first_calls import FirstCall, called_with, first_calls
 from gradguard._watch.hooks import Hook
 from gradguard._watch.left_mode import LeftModes
@@ -55,6 +56,10 @@ class Feeder:
         self._added: list[FirstCall] = []
         self._train: dict[int, bool] = {id(model): model.training for model in models}
         self._stepping: set[int] = set()
+        self._differentiates = {
+            id(model): any(map(differentiates, {type(each) for each in model.modules()}))
+            for model in models
+        }
         self.judge.gradients.at_end = False  # it is told at the step, by `_in_a_row`
         # What a first step would make for each module and tensor takes a tenth of it: made before.
         for model in models:
@@ -168,8 +173,10 @@ class Feeder:
             return
         self._running = None
         self._callers.forget()
-        if not forward.recorded and not forward.training:
-            forward.left = self._left.now()
+        if not forward.training:
+            forward.differentiated = self._differentiates.get(id(module), False)
+            if not forward.recorded:
+                forward.left = self._left.now()
         self.judge.ended(forward, output)
 
     def first_call(self, module: nn.Module, frame: FrameType) -> None:
