@@ -26,7 +26,11 @@ class SetGrad(Guard):
         self.inference = False if mode else None
         self._maker: list[Link | None] | None = own_cell()
         self._before = is_grad_enabled()
-        set_grad(mode)
+        try:
+            set_grad(mode)
+        except BaseException:  # an interrupt: nobody will have the guard that takes it back
+            set_grad(self._before)
+            raise
 
     @property
     def mode(self) -> bool:  # as torch's has it
@@ -54,10 +58,10 @@ class SetGrad(Guard):
             cell[0] = (self, found, token, below)
             set_grad(self.grad)
         except BaseException:
-            self._undo(locals())
+            self.undo(locals())
             raise
 
-    def _undo(self, known: dict[str, Any]) -> None:
+    def undo(self, known: dict[str, Any]) -> None:
         """Take back an entry that an interrupt has cut short, of which so much is known."""
         if self._maker is thread.cell:
             known["found"], self._maker = self._before, None

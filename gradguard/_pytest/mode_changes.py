@@ -21,15 +21,16 @@ from gradguard._core.exits import close_above
 from gradguard._core.guard_stack import thread as chain
 from gradguard._core.state import (
     GradState,
+    grad_state,
     is_grad_enabled,
     is_inference_mode_enabled,
     set_grad,
     set_inference,
 )
-from gradguard._core.suspendable import Suspendable
 from gradguard._core.suspended_bodies import Body
 from gradguard._core.torch_versions import TORCH_GUARDS
 from gradguard._pytest.scope import Leak, Scope, ThreadMode, thread
+from gradguard._trace.interrupted import put_right, recorded_step
 from gradguard._trace.open_switches import Cause, Role
 from gradguard._trace.patching import (
     Patches,
@@ -74,7 +75,7 @@ def _put_back(before: ThreadMode, guards: list[Any]) -> None:
 
 def start() -> None:
     """Have the switches in each scope recorded."""
-    _patches.replace(Body, "step", lambda _: Suspendable.step)  # by the methods replaced here
+    _patches.replace(Body, "step", _watched_step)
     for owner, name, role in (*torch_methods(), *own_methods(), *set_grad_methods()):
         _patches.replace(owner, name, partial(_watched, role))
 
@@ -88,27 +89,61 @@ def _watched(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not thread.scopes or _recorder.thread.busy:
             return original(self, *args, **kwargs)
-        # None where nothing compiled is running. Setting is the only way to ask: what torch 2.6
-        # has for asking drops a reference each time, and crashes. A function of our own would be
-        # compiled before it could ask.
-        if (callback := set_eval_frame(None)) is not None:
+        top, before = chain.cell[0], None
+        try:
+            # None where nothing compiled is running. Setting is the only way to ask: what torch 2.6
+            # has for asking drops a reference each time, and crashes. A function of our own would
+            # be compiled before it could ask.
+            if (callback := set_eval_frame(None)) is not None:
+                set_eval_frame(callback)
+                return original(self, *args, **kwargs)
+            if role is Role.ENTRY and isinstance(self, TORCH_GUARDS["inference_mode"]):
+                thread.scopes[-1].inference[self] = None
+            before = grad_state()
+            return _watch(before, Cause.by(role, self), original, self, *args, **kwargs)
+        except BaseException:
+            if not isinstance(self, Body):
+                put_right(_recorder.thread, role, self, top, before)
+            raise
+
+    return update_wrapper(_as_torchs(method), original)
+
+
+def _watched_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    recorded = recorded_step(original, lambda: _recorder.thread, _note)
+
+    def method(body: Any, call: Any, passed: list[Any], **more: bool) -> Any:
+        step = recorded
+        if not thread.scopes or _recorder.thread.busy:
+            step = original
+        elif (callback := set_eval_frame(None)) is not None:  # as above
             set_eval_frame(callback)
-            return original(self, *args, **kwargs)
-        if role is Role.ENTRY and isinstance(self, TORCH_GUARDS["inference_mode"]):
-            thread.scopes[-1].inference[self] = None
-        return _watch(Cause.by(role, self), original, self, *args, **kwargs)
+            step = original
+        calls = [call]
+        del call  # that of an async generator holds an error, which would keep this frame
+        return step(body, calls.pop(), passed, **more)
 
-    # See the top of this file. Coverage does not count its lines, therefore.
+    return update_wrapper(_as_torchs(method), original)
+
+
+def _as_torchs(method: Any) -> Any:
+    """See the top of this file. Coverage does not count its lines, therefore."""
     method.__code__ = method.__code__.replace(co_filename=grad_mode.__file__)
-    return update_wrapper(method, original)
+    return method
 
 
-def _watch(cause: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _watch(
+    before: GradState, cause: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     recording = _recorder.thread
-    recording.busy, before = True, mode()
+    recording.busy = True
     try:
         return call(*args, **kwargs)
     finally:
         recording.busy = False  # a guard's method calls another's: the outermost is what counts
-        recording.opened = thread.scopes[-1].opened
-        _recorder.note(GradState(*before.mode), GradState(*mode().mode), cause)
+        _note(before, grad_state(), cause)
+
+
+def _note(before: GradState, after: GradState, cause: Cause) -> None:
+    _recorder.thread.opened = thread.scopes[-1].opened
+    _recorder.note(before, after, cause)

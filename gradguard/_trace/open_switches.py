@@ -116,6 +116,13 @@ class OpenSwitches:
         self._call = self.exit = None
         self._open(_Open(cause, record.before, record))
 
+    def forget(self, key: int) -> None:
+        """Drop the innermost block if it is this guard's, whose entry or exit was interrupted."""
+        self._settle()
+        top = self._stack[-1] if self._stack else None
+        if top is not None and top.cause == Cause(Role.ENTRY, key):
+            self._close(len(self._stack) - 1, 0)
+
     def _settle(self) -> None:
         """Put what was just entered in the stack."""
         if self._entered:

@@ -16,21 +16,25 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
 
 from gradguard._core import state as _state
-from gradguard._core.state import grad_state, is_dynamo_compiling
-from gradguard._core.suspendable import Suspendable
+from gradguard._core.guard_stack import thread as _chain
+from gradguard._core.guard_types import Guard
+from gradguard._core.state import GradState, grad_state, is_dynamo_compiling
 from gradguard._core.suspended_bodies import Body
-from gradguard._core.torch_versions import TORCH_GUARDS, CompileContext
+from gradguard._core.torch_versions import INFERENCE_TOKEN, CompileContext
 from gradguard._trace import recorder as _recorder
-from gradguard._trace.causes import is_call_of_torchs
+from gradguard._trace.causes import cause_of, is_call_of_torchs
+from gradguard._trace.interrupted import put_right, recorded_step
 from gradguard._trace.open_switches import Cause, Role
 from gradguard._trace.patching import Patches, own_methods, token_methods, torch_methods
-from gradguard._trace.recorder import Recorder
+from gradguard._trace.recorded_guards import recorded_entry, recorded_exit
+from gradguard._trace.recorder import Recorder, ThreadRecord
 from gradguard._trace.switch import RecordedSwitch
 
 _lock = threading.Lock()
@@ -72,7 +76,6 @@ class _Recorded:
 
 
 _OURS = _Recorded(_state.set_grad)
-_SET_GRAD = TORCH_GUARDS["set_grad_enabled"]
 
 
 def _original() -> Callable[..., Any]:
@@ -92,83 +95,50 @@ def _watch(otherwise: Cause, call: Callable[..., Any], *args: Any, **kwargs: Any
         return call(*args, **kwargs)
     thread.busy, before = True, grad_state()
     try:
-        return call(*args, **kwargs)
-    finally:
-        thread.busy = False
-        if CompileContext.try_get() is None:
-            recorder.note(before, grad_state(), otherwise)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            thread.busy = False
+            _note(before, grad_state(), otherwise)
+    except BaseException:
+        if otherwise is _CALL and _makes_a_guard(sys._getframe(2)):  # noqa: SLF001
+            _OURS.original(before.grad_enabled)  # an interrupt: nobody will have the guard
+        raise
+
+
+def _note(before: GradState, after: GradState, cause: Cause) -> None:
+    recorder = _recorder.current
+    if recorder is not None and CompileContext.try_get() is None:
+        recorder.note(before, after, cause)
+
+
+def _makes_a_guard(frame: FrameType) -> bool:
+    """Tell whether a plain call is that of a `set_grad_enabled`, as it is made."""
+    cause, _ = cause_of(frame, _CALL)
+    return cause.role is Role.CALL and cause.key is not None
 
 
 def _method(role: Role, original: Callable[..., Any]) -> Callable[..., Any]:
     def method(owner: Any, *args: Any) -> Any:
-        return _watch(Cause.by(role, owner), original, owner, *args)
+        top, before = _chain.cell[0], None
+        try:
+            before = grad_state()
+            return _watch(Cause.by(role, owner), original, owner, *args)
+        except BaseException:
+            # A token's exit is done again by the guard that has the token.
+            rights = Guard if role is Role.EXIT else (Guard, INFERENCE_TOKEN)
+            if isinstance(owner, rights) and (recorder := _recorder.current) is not None:
+                put_right(recorder.thread, role, owner, top, before)
+            raise
 
     return method
 
 
-def _is_no_grads(original: Any, names: tuple[str, ...]) -> bool:
-    """Tell whether a method does what no_grad's does in all known versions of torch, no more.
-
-    It builds a `set_grad_enabled` that nobody uses, for a tenth of what a tiny forward takes.
-    """
-    code = getattr(original, "__code__", None)
-    return code is not None and code.co_names == names and not any(code.co_consts)
-
-
-def _entry(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the entry of one of torch's guards for a trace of which only the open ones are asked.
-
-    Each switch of any kind is seen in C's two functions; that takes three times as long, as it has
-    to be found out what they are called by.
-    """
-    names = ("torch", "is_grad_enabled", "prev", "set_grad_enabled")
-    direct, set_grad = _is_no_grads(original, names), _OURS.original
-
-    @wraps(original)  # TorchScript compiles the source of what stands here
-    def __enter__(guard: Any) -> Any:  # noqa: N807 (its place)
-        recorder = _recorder.current
-        if is_dynamo_compiling() or recorder is None or not recorder.quiet or recorder.thread.busy:
-            return original(guard)
-        thread, before = recorder.thread, grad_state()
-        thread.busy = True
-        try:
-            if direct and torch.set_grad_enabled is _SET_GRAD:
-                guard.prev = before.grad_enabled
-                result = set_grad(False)
-            else:
-                result = original(guard)
-        finally:
-            thread.busy = False
-        recorder.entered(id(guard), before, grad_state(), sys._getframe(1))  # noqa: SLF001
-        return result
-
-    return __enter__
-
-
-def _exit(original: Callable[..., Any]) -> Callable[..., Any]:
-    direct = _is_no_grads(original, ("torch", "set_grad_enabled", "prev"))
-    set_grad = _OURS.original
-
-    @wraps(original)
-    def __exit__(guard: Any, *exc: object) -> Any:  # noqa: N807 (its place)
-        recorder = _recorder.current
-        if is_dynamo_compiling() or recorder is None or not recorder.quiet or recorder.thread.busy:
-            return original(guard, *exc)
-        thread, before = recorder.thread, grad_state()
-        thread.busy = True
-        try:
-            if direct and torch.set_grad_enabled is _SET_GRAD:
-                result = set_grad(guard.prev)
-            else:
-                result = original(guard, *exc)
-        finally:
-            thread.busy = False
-        after = grad_state()
-        if not thread.opened.leave(id(guard), after):
-            recorder.exited(id(guard), before, after, sys._getframe(1))  # noqa: SLF001
-        return result
-
-    return __exit__
+def _recording() -> ThreadRecord | None:
+    recorder = _recorder.current
+    if is_dynamo_compiling() or recorder is None or recorder.thread.busy:
+        return None
+    return recorder.thread
 
 
 def _function(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,10 +185,10 @@ def stop(ring: deque[RecordedSwitch]) -> None:
 
 def _replace() -> None:
     _patches.replace(torch._C, "_set_grad_enabled", _recorded)  # noqa: SLF001
-    _patches.replace(Body, "step", lambda _: Suspendable.step)  # by the methods replaced here
+    _patches.replace(Body, "step", lambda original: recorded_step(original, _recording, _note))
     for owner, name, role in (*token_methods(), *own_methods()):
         _patches.replace(owner, name, partial(_method, role))
     for owner, name, role in torch_methods():
-        _patches.replace(owner, name, _entry if role is Role.ENTRY else _exit)
+        _patches.replace(owner, name, recorded_entry if role is Role.ENTRY else recorded_exit)
     for value, make in _BOUND:
         _patches.replace_bound(value, make)

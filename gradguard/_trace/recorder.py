@@ -27,7 +27,9 @@ T = TypeVar("T")
 _MOST_OF_ENDED_THREADS = 1000
 
 
-class _Thread(threading.local):
+class ThreadRecord(threading.local):
+    """What is recorded of the thread that asks."""
+
     def __init__(self, opened: Callable[[], OpenSwitches]) -> None:
         self.opened = opened()
         self.name = threading.current_thread().name
@@ -48,7 +50,7 @@ class Recorder:
         self._alive: dict[int, RecordedSwitch] = {}
         self._ended: deque[RecordedSwitch] = deque(maxlen=_MOST_OF_ENDED_THREADS)
         alive, ended = self._alive, self._ended  # not self: a thread's end must free its part
-        self.thread = _Thread(lambda: OpenSwitches(alive, ended))
+        self.thread = ThreadRecord(lambda: OpenSwitches(alive, ended))
 
     def note(self, before: "GradState", after: "GradState", otherwise: Cause) -> None:
         """Record what the caller has done to the mode, if it changed."""

@@ -1,8 +1,4 @@
-"""An exception from outside wherever it can come in an entry, step or exit: that of a signal.
-
-Up to Python 3.11 a trace function raises at each bytecode, which is more than signals reach. From
-3.12 on it is raised exactly where CPython looks for signals, which `sys.monitoring` shows.
-"""
+"""An exception from outside wherever it can come in an entry, step or exit: see `interrupting`."""
 
 import asyncio
 import gc
@@ -10,142 +6,18 @@ import sys
 
 import pytest
 import torch
-from interrupting import EACH_BYTECODE, Interrupt, Tracing
+from interrupting import (
+    EACH_BYTECODE,
+    Interrupt,
+    Tracing,
+    every_position,
+    forms,
+    own_forms,
+    step_through,
+)
 
 import gradguard
 from gradguard._core.guard_stack import thread
-from gradguard._core.state import set_inference
-from gradguard._eval.modules_in_eval import groups
-
-NET = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout())
-IN_EVAL = torch.nn.Dropout().eval()
-
-
-def step_through(coroutine):
-    try:
-        while True:
-            coroutine.send(None)
-    except StopIteration:
-        pass
-
-
-async def drain(items):
-    async for _ in items:
-        pass
-
-
-def forms(library):
-    """Return what only enters and exits, in each way that torch has, too."""
-
-    @library.no_grad()
-    def plain():
-        pass
-
-    @library.enable_grad()
-    def plain_enable():
-        pass
-
-    @library.inference_mode()
-    def plain_inference():
-        pass
-
-    @library.no_grad()
-    def generator():
-        yield
-        yield
-
-    @library.inference_mode()
-    def generator_inference():
-        yield
-        with library.no_grad():
-            yield
-
-    def block(make):
-        def work():
-            with make():
-                pass
-
-        return work
-
-    return {
-        "with no_grad": block(library.no_grad),
-        "with enable_grad": block(library.enable_grad),
-        "with set_grad_enabled": block(lambda: library.set_grad_enabled(False)),
-        "with inference_mode": block(library.inference_mode),
-        "with inference_mode(False)": block(lambda: library.inference_mode(False)),
-        "@no_grad": plain,
-        "@enable_grad": plain_enable,
-        "@inference_mode": plain_inference,
-        "@no_grad generator": lambda: list(generator()),
-        "@inference_mode generator": lambda: list(generator_inference()),
-    }
-
-
-def own_forms():
-    """Return what torch has no such form of, or one that does nothing: nothing may be left."""
-
-    @gradguard.no_grad
-    async def coroutine():
-        await asyncio.sleep(0)
-        with gradguard.enable_grad():
-            await asyncio.sleep(0)
-
-    @gradguard.inference_mode
-    async def async_generator():
-        yield
-        await asyncio.sleep(0)
-        yield
-
-    @gradguard.evaluating(NET)
-    def evaluated():
-        pass
-
-    @gradguard.inference_function
-    def predict(net):
-        pass
-
-    @gradguard.inference_function
-    def stream(net):
-        yield
-        yield
-
-    def block():
-        with gradguard.evaluating(NET):
-            pass
-
-    return {
-        "@no_grad async def": lambda: step_through(coroutine()),
-        "@inference_mode async generator": lambda: step_through(drain(async_generator())),
-        "with evaluating": block,
-        "@evaluating": evaluated,
-        "@inference_function": lambda: predict(NET),
-        "@inference_function, in eval already": lambda: predict(IN_EVAL),
-        "@inference_function generator": lambda: list(stream(NET)),
-    }
-
-
-def every_position(library, work, *, start=True):
-    """Interrupt at each bytecode in turn; count what is wrong after, by its kind."""
-    counts = {"positions": 0, "mode": 0, "guards": 0, "lost": 0, "flags": 0}
-    modules = [*NET.modules(), *IN_EVAL.modules()]
-    flags = [module.training for module in modules]
-    work()  # what the first call imports or makes is no part of it
-    while True:
-        torch._C._set_grad_enabled(start)
-        came, came_out = Tracing(library, counts["positions"]).run(work)
-        if not came:
-            return counts
-        counts["positions"] += 1
-        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        counts["mode"] += mode != (start, False)
-        counts["guards"] += gradguard.guards() != ()
-        counts["lost"] += not came_out
-        counts["flags"] += [module.training for module in modules] != flags or bool(groups)
-        thread.cell[0] = None
-        set_inference(False)
-        for module, flag in zip(modules, flags, strict=True):
-            module.training = flag
-        groups.clear()
 
 
 @pytest.fixture(autouse=True)
