@@ -467,6 +467,73 @@ async def _returns():
         return 1
 
 
+def eagerly(how):
+    """Return what creates an isolated task of the running loop that begins as it is created."""
+    loop = asyncio.get_running_loop()
+    if how == "eager_task_factory":
+        loop.set_task_factory(asyncio.eager_task_factory)
+    elif how == "a factory of its own":
+        loop.set_task_factory(asyncio.create_eager_task_factory(_Task))
+    isolate_tasks()
+    by_task = {"eager_start": True} if how == "eager_start" else {}
+    return functools.partial(loop.create_task, **by_task)
+
+
+class _Task(asyncio.Task):
+    pass
+
+
+each_eager = pytest.mark.parametrize(
+    "how",
+    [
+        "eager_task_factory",
+        "a factory of its own",
+        pytest.param(
+            "eager_start",
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 14), reason="create_task(eager_start=...) is new in 3.14"
+            ),
+        ),
+    ],
+)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in 3.12")
+@each_eager
+@pytest.mark.parametrize("guard", TORCHS + OURS)
+def test_what_an_eager_task_switches_stays_in_it(how, guard):
+    """However it is made: held over awaits, created in each other, failing at once or cancelled."""
+
+    async def fails():
+        with guard():
+            raise LookupError
+
+    async def outer(create):
+        with guard():
+            mode = grad_state()
+            inner = create(hold(gradguard.enable_grad))
+            at_once = grad_state()
+            held = await inner
+        return at_once == mode == held[1], held[0]
+
+    async def main():
+        create = eagerly(how)
+        failed = create(fails())
+        assert (failed.done(), grad_state()) == (True, GRAD)
+        cancelled = create(hold(guard, turns=99))
+        held, nested = create(hold(guard)), create(outer(create))
+        assert (held.done(), grad_state()) == (False, GRAD)
+        seen = await create(watch())
+        cancelled.cancel()
+        ended = await asyncio.gather(failed, cancelled, return_exceptions=True)
+        return seen, [type(each) for each in ended], await held, await nested, grad_state()
+
+    seen, ended, held, nested, after = asyncio.run(main())
+    assert (seen, held, nested, after) == ({GRAD}, (True, GRAD), (True, True), GRAD)
+    assert ended == [LookupError, asyncio.CancelledError]
+    assert grad_state() == GRAD
+
+
 def test_twice_isolates_once():
     """Calling it again, also from below another factory, leaves each task isolated once."""
 
