@@ -137,7 +137,11 @@ def under_no_grad(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
             else:
                 exits.close(guard)  # the body has closed or left open a guard
         except BaseException as error:
-            exits.leave(link, error, in_body=result is link)
+            if cell[0] is link:  # an interrupt may come where a function begins
+                cell[0] = link[3]
+                state.set_grad(found)
+            else:
+                exits.leave(link, error, in_body=result is link)
             raise
         if result is not None and type(result) is not ordinary:
             if type(result) in wrappers.STILL_TO_RUN:
@@ -177,7 +181,11 @@ def under_inference(fn: Callable[..., Any], guard: Any) -> Callable[..., Any]:
             else:
                 exits.close(guard)  # the body has closed or left open a guard
         except BaseException as error:
-            exits.leave(link, error, in_body=result is link)
+            if cell[0] is link:  # as above
+                cell[0] = below
+                state.exit_inference(token, None, None, None)
+            else:
+                exits.leave(link, error, in_body=result is link)
             raise
         if result is not None and type(result) is not ordinary:
             if type(result) in wrappers.STILL_TO_RUN:
