@@ -121,6 +121,11 @@ async def wrapper({header}):
                 _gg_step = _gg_target.asend((yield _gg_yielded.pop()))
             except BaseException as _gg_thrown:  # it is the body's to answer
                 _gg_step = _gg_target.athrow(_gg_thrown)
+    except BaseException:
+        if not _gg_has_ended(_gg_target) and not _gg_target.ag_running:  # as in `drive`
+            _gg_step = _gg_target.aclose()
+            await _gg_drive(_gg_step, _gg_body, _gg_target, more=True)
+        raise
     finally:
         del _gg_step
 """
