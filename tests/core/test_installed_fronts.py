@@ -67,6 +67,62 @@ def test_compare_modes():
     assert "no_grad" in str(gradguard.compare_modes(net, (torch.ones(1, 2),), repeats=1))
 
 
+def step(net, optimizer):
+    net(torch.ones(4, 2)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("net", [nn.Linear(2, 1), nn.Sequential(nn.Linear(2, 1))], ids=repr)
+def test_watch_training(net):
+    """A healthy loop with a validation passes; a mode that one leaves is told at the next forward."""
+
+    def validate(*, leave):
+        net.eval()
+        with torch.inference_mode(), torch.no_grad():
+            net(torch.ones(4, 2))
+        net.train()
+        if leave:
+            torch.set_grad_enabled(False)
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with gradguard.watch_training(net, optimizer) as watch:
+        for _ in range(3):
+            step(net, optimizer)
+            validate(leave=False)
+        assert watch.findings == []
+        validate(leave=True)
+        try:
+            with pytest.raises(gradguard.GradModeError, match="a forward in train mode recorded"):
+                net(torch.ones(4, 2))
+        finally:
+            torch._C._set_grad_enabled(True)
+
+
+def test_watch_inference():
+    """A forward that records is told, one under a guard is not."""
+    net = nn.Linear(2, 1).eval()
+    with gradguard.watch_inference(net, on_violation="raise") as watch:
+        with torch.no_grad(), torch.inference_mode():
+            net(torch.ones(1, 2))
+        assert watch.findings == []
+        with pytest.raises(gradguard.GradModeError, match="graph"):
+            net(torch.ones(1, 2))
+
+
+def test_torchs_sharded_optimizer_trains(process_group):
+    """`ZeroRedundancyOptimizer`, whose step and whose own import use the four names."""
+    optim = pytest.importorskip("torch.distributed.optim")
+    net = nn.Linear(2, 1)
+    optimizer = optim.ZeroRedundancyOptimizer(net.parameters(), torch.optim.SGD, lr=0.1)
+    before = net.weight.detach().clone()
+    with gradguard.watch_training(net, optimizer) as watch:
+        step(net, optimizer)
+        step(net, optimizer)
+    assert (watch.findings, gradguard.guards()) == ([], ())
+    assert not torch.equal(net.weight, before)
+
+
 def test_run_names_the_line(tmp_path):
     """A script that installs gradguard's guards is told of the leak and its line."""
     script = tmp_path / "train.py"

@@ -1,6 +1,8 @@
 """watch_training and watch_inference under ignite engines."""
 
 import logging
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -119,3 +121,52 @@ def test_forwards_of_an_evaluator():
         assert (watch.forwards, watch.violations) == (4, 0)
         engines.Engine(lambda _, batch: model(batch[0])).run(loader)
     assert (watch.forwards, watch.violations, len(found)) == (8, 4, 1)
+
+
+INSTALLED = """
+import torch, gradguard
+gradguard.install()
+from ignite.engine import Events, create_supervised_evaluator, create_supervised_trainer
+from ignite.metrics import Loss
+from torch import nn
+
+class Head(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 1)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((self.training, gradguard.guards()))
+        return super().forward(x)
+
+model = Head()
+data = [(torch.ones(2, 4), torch.ones(2, 1))] * 3
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+trainer = create_supervised_trainer(model, optimizer, nn.MSELoss())
+evaluator = create_supervised_evaluator(model, metrics={"loss": Loss(nn.MSELoss())})
+trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: evaluator.run(data))
+with gradguard.watch_training(model, optimizer) as watch:
+    trainer.run(data, max_epochs=2)
+assert watch.findings == [], watch.findings
+assert evaluator.state.metrics["loss"] < 0.2
+assert set(model.seen) == {(True, ()), (False, (gradguard.no_grad(),))}, model.seen
+trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: torch.set_grad_enabled(False))
+try:
+    with gradguard.watch_training(model, optimizer):
+        trainer.run(data, max_epochs=4)
+except gradguard.GradModeError as error:
+    print(error.finding.kind)
+"""
+
+
+def test_ignite_trains_under_gradguards_guards(tmp_path):
+    """With `install()` before its import: evaluators run under no_grad, a leak is found."""
+    program = tmp_path / "train.py"  # where a block is open is read from the source
+    program.write_text(INSTALLED, encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.returncode) == ("mode-leak\n", 0), ran.stderr
