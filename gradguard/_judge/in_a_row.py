@@ -1,9 +1,10 @@
 """Parameters without a gradient in so many steps in a row: what a watch asks for."""
 
-from collections.abc import Collection
+import weakref
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradguard._judge import wording
@@ -19,35 +20,45 @@ if TYPE_CHECKING:
 class InARow:
     """Counts, for each watched parameter, the steps without a gradient since the last with one.
 
+    Only those in which its module ran: an expert, a head in turn, a layer that is dropped at random
+    need no gradient where they were not used.
+
     Args:
         patience: how many in a row are a fault.
         allowed: the ids of parameters that need no gradient.
+        ask: called with a module of which it must be known from now on when it runs.
 
     """
 
     def __init__(
-        self, scene: Scene, gradients: NoGradients, patience: int, allowed: Collection[int]
+        self,
+        scene: Scene,
+        gradients: NoGradients,
+        patience: int,
+        allowed: Collection[int],
+        ask: Callable[[nn.Module], None],
     ) -> None:
         self._scene = scene
         self._gradients = gradients
         self._patience = patience
+        self._ask = ask
         self.allowed = allowed
-        self._without: dict[int, int] = {}
+        self._without: dict[int, dict[int, int]] = {}  # by id of the optimizer
+        self._owners: dict[int, list[weakref.ref[nn.Module]]] = {}
 
-    def step(self, optimizer: Optimizer, held: Held) -> None:
-        """Look at a step in which some parameter has a gradient."""
-        without = self._without
+    def step(self, optimizer: Optimizer, held: Held, since: int) -> None:
+        """Look at a step in which some parameter has a gradient; `since` is when the last was."""
         missing = [
             p
             for group in optimizer.param_groups
             for p in group["params"]
             if p.grad is None and can_learn(p)
         ]
+        before = self._without.pop(id(optimizer), {})
         if not missing:
-            without.clear()
             return
-        counts = {id(p): without.get(id(p), 0) + 1 for p in missing}
-        self._without = counts
+        counts = {id(p): before.get(id(p), 0) + self._ran(p, since) for p in missing}
+        self._without[id(optimizer)] = counts
         explained = self._scene.explained
         late = {
             id(p): p
@@ -58,6 +69,26 @@ class InARow:
         }
         if late:
             self._tell(held, late)
+
+    def _ran(self, parameter: Tensor, since: int) -> bool:
+        """Tell whether a module of the parameter's ran since, and ask for its next run."""
+        owners = self._owners_of(parameter)
+        for module in owners:
+            self._ask(module)
+        return any(
+            self._scene.modules.of(module).ran_since(since) or _has_gradient(module)
+            for module in owners
+        )
+
+    def _owners_of(self, parameter: Tensor) -> list[nn.Module]:
+        known = self._owners.get(id(parameter))
+        if known is None:
+            self._owners = {}
+            for module, _ in self._scene.modules.alive():
+                for p in module.parameters(recurse=False):
+                    self._owners.setdefault(id(p), []).append(weakref.ref(module))
+            known = self._owners.setdefault(id(parameter), [])
+        return [module for module in (each() for each in known) if module is not None]
 
     def _tell(self, held: Held, late: dict[int, Tensor]) -> None:
         by_line: dict[Line, list[Missing]] = {}
@@ -74,3 +105,8 @@ class InARow:
                 model=found[0].model,
                 first_step=self._scene.steps,
             )
+
+
+def _has_gradient(module: nn.Module) -> bool:
+    """Tell whether another of its own parameters has one: then it ran."""
+    return any(p.grad is not None for p in module.parameters(recurse=False))

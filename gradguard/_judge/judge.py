@@ -84,7 +84,9 @@ class Judge:
 
     def ran(self, module: nn.Module, frame: FrameType, line: Line, *, recorded: bool) -> None:
         """Take a module that ran, where no more is known of it."""
-        self.scene.modules.of(module).ran(frame, recorded=recorded, line=line)
+        seen = self.scene.modules.of(module)
+        seen.ran(frame, recorded=recorded, line=line)
+        seen.ran_at(self.scene.tick(), recorded=recorded)
 
     def ended(self, forward: Forward, output: object) -> None:
         """Take a forward that the program called, and what it returned."""

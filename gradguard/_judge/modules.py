@@ -49,6 +49,8 @@ class Seen:
         "evals",
         "kind",
         "known",
+        "last_ran",
+        "last_recorded",
         "outermost",
         "recorded",
         "recorded_call",
@@ -68,6 +70,8 @@ class Seen:
         self.outermost = False  # whether the program called it, rather than another module
         self.recorded = False  # whether a forward of it was recorded
         self.reentrant = False  # whether its forward ran in a reentrant checkpoint
+        self.last_ran = 0  # when a forward of it was seen last, by a watch
+        self.last_recorded = 0  # and one that was recorded
         self.evals = 0  # how often the program called it in eval mode, with nothing recorded
         # What only an outermost module needs, made when it is asked for: most are within one.
         # The ids of modules seen inside, by its mode and the grad mode.
@@ -96,6 +100,16 @@ class Seen:
                 each.f_code is _REENTRANT for each in outwards(frame)
             )
         return line
+
+    def ran_since(self, when: int) -> bool:
+        """Tell whether it was seen to run since: recorded, where it ever was."""
+        return (self.last_recorded if self.recorded else self.last_ran) > when
+
+    def ran_at(self, now: int, *, recorded: bool) -> None:
+        """Note when it ran."""
+        self.last_ran = now
+        if recorded:
+            self.last_recorded = now
 
 
 class Modules:

@@ -48,12 +48,13 @@ class Feeder:
         self.judge.leaks.watched = True
         self._models = tuple(models)
         scene = self.judge.scene
-        self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed)
+        self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed, self._ask)
         self._left = LeftModes()
         self._running: Forward | None = None
         self._callers = Callers()
         self._tensors = self._walk()
         self._added: list[FirstCall] = []
+        self._asked: dict[int, FirstCall] = {}  # by id of the module
         self._train: dict[int, bool] = {id(model): model.training for model in models}
         self._stepping: set[int] = set()
         self._differentiates = {
@@ -98,29 +99,32 @@ class Feeder:
         if id(optimizer) in self._stepping:  # a step may call that of a base class
             return
         self._stepping.add(id(optimizer))
+        since = self.judge.scene.optimizers.of(optimizer).last
         self.judge.before_step(optimizer, frame, closure=closure)
         if not closure:
-            self._look(optimizer, frame)
+            self._look(optimizer, frame, since)
 
     def after_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
         """Take a step after its update."""
         self._stepping.discard(id(optimizer))
+        since = self.judge.scene.optimizers.of(optimizer).last
         self.judge.after_step(optimizer, frame, closure=closure)
         if closure:
-            self._look(optimizer, frame)
+            self._look(optimizer, frame, since)
 
     def finish(self) -> None:
         """Say what only the end shows."""
-        while self._added:
-            self._added.pop().remove()
+        for each in (*self._added, *self._asked.values()):
+            each.remove()
+        self._added, self._asked = [], {}
         self.judge.steps.finish()
         self.judge.graphs.finish(crashed=False)
 
-    def _look(self, optimizer: Optimizer, frame: FrameType) -> None:
+    def _look(self, optimizer: Optimizer, frame: FrameType, since: int) -> None:
         scene = self.judge.scene
         held = scene.optimizers.of(optimizer)
         if any(p.grad is not None for p in parameters(optimizer)):
-            self._in_a_row.step(optimizer, held)
+            self._in_a_row.step(optimizer, held, since)
         some = list(itertools.islice(self._tensors, _AT_ONCE))
         if len(some) < _AT_ONCE:
             self._tensors = self._walk()
@@ -144,7 +148,9 @@ class Feeder:
         elif self._train[id(module)]:
             self.judge.evals.seen_in_eval(module, here(frame))
         self._train[id(module)] = module.training
-        known = self.judge.scene.modules.of(module).known_inside()[recorded + 2 * module.training]
+        seen = self.judge.scene.modules.of(module)
+        seen.ran_at(self.judge.scene.tick(), recorded=recorded)
+        known = seen.known_inside()[recorded + 2 * module.training]
         if not known:
             known.add(id(module))
             self.judge.began(forward, self._uses())
@@ -179,11 +185,18 @@ class Feeder:
                 forward.left = self._left.now()
         self.judge.ended(forward, output)
 
-    def first_call(self, module: nn.Module, frame: FrameType) -> None:
-        """Take the first call of a module inside a watched one, which is registered there."""
+    def _ask(self, module: nn.Module) -> None:
+        """See when a module runs next, where that is not seen already."""
+        asked = self._asked.get(id(module))
+        if (asked is None or not asked.active) and all(module is not each for each in self._models):
+            self._asked[id(module)] = FirstCall(self, module)
+
+    def first_call(self, module: nn.Module, frame: FrameType) -> bool:
+        """Take the first call of a module inside a watched one; tell whether it is recorded."""
         running = self._running
         recorded = (running is None or running.recorded) and is_recording()
         self._ran(module, frame, self._callers.line(frame), recorded)
+        return recorded
 
     def _ran(self, module: nn.Module, frame: FrameType, line: Line, recorded: bool) -> None:
         self.judge.ran(module, frame, line, recorded=recorded)

@@ -11,27 +11,34 @@ from gradguard._core.state import is_dynamo_compiling
 from gradguard._watch.hooks import Hook
 from gradguard._watch.watch import Removable
 
+_UNRECORDED = 8  # calls under no_grad: rollouts before the training, or a part never recorded
+
 
 class Called(Protocol):
     """What is told of each."""
 
-    def first_call(self, module: nn.Module, frame: FrameType) -> None: ...
+    def first_call(self, module: nn.Module, frame: FrameType) -> bool: ...
 
 
 class FirstCall(Hook):
-    """A pre-hook that removes itself when it is called."""
+    """A pre-hook that removes itself when its module is called, and that is recorded."""
 
     def __init__(self, feeder: Called, module: nn.Module) -> None:
         self._feeder = feeder
+        self._calls = 0
+        self.active = True
         self._handle = module.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, *_: object) -> None:
         if not is_dynamo_compiling():
-            self._handle.remove()
-            self._feeder.first_call(module, sys._getframe(1))  # noqa: SLF001 - inspect.currentframe may be None
+            self._calls += 1
+            recorded = self._feeder.first_call(module, sys._getframe(1))  # noqa: SLF001 - inspect.currentframe may be None
+            if recorded or self._calls >= _UNRECORDED:
+                self.remove()
 
     def remove(self) -> None:
         """Take the hook off."""
+        self.active = False
         self._handle.remove()
 
 

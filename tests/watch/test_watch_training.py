@@ -105,6 +105,60 @@ def test_patience_counts_steps_in_a_row():
         optimizer.step()
 
 
+class Experts(nn.Module):
+    """A model of which one part after the other is used; `cut` takes a part out of the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(2, 1) for _ in range(3))
+        self.used, self.cut = (0,), False
+
+    def forward(self, given):
+        outputs = [self.parts[at](given) for at in self.used]
+        return sum(out.detach() if self.cut and at else out for at, out in enumerate(outputs))
+
+
+def test_a_part_that_does_not_run_needs_no_gradient():
+    """Experts, heads in turn and dropped layers need none in a step that does not use them."""
+    model = Experts()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = watch_training(model, optimizer)
+    for used in [(0,), (1, 2), (0, 1), (2,), (0, 1, 2), (1,), (0,)]:
+        model.used = used
+        with torch.no_grad():
+            model(torch.randn(4, 2))
+        step(model, optimizer)
+    assert watch.findings == []
+
+
+def test_a_part_that_is_cut_off_later_is_named():
+    """One that ran and had gradients before is named when it runs and has none."""
+    model = Experts()
+    model.used = (0, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch_training(model, optimizer)
+    step(model, optimizer)
+    model.cut = True
+    with pytest.raises(GradModeError, match=r"parts\.1\.weight"):
+        for _ in range(2):
+            step(model, optimizer)
+
+
+def test_each_optimizer_has_a_row_of_its_own():
+    """The step of another optimizer ends no row of steps without a gradient."""
+    model = Experts()
+    model.used, model.cut = (0, 1), True
+    optimizers = tuple(torch.optim.SGD(part.parameters(), lr=0.1) for part in model.parts[:2])
+    both = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = watch_training(model, (both, *optimizers), patience=2, on_violation=lambda error: None)
+    for _ in range(2):
+        backward(model)
+        both.step()
+        optimizers[0].step()
+        both.zero_grad()
+    assert [one.kind for one in watch.findings] == ["no-gradient"]
+
+
 def test_allow_frozen_and_empty_parameters_need_no_gradient():
     """Allowed, frozen and empty parameters are left out."""
     model = nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1), "c": nn.Linear(2, 1)})
