@@ -15,6 +15,7 @@ from gradguard._core.torch_versions import never_compiled, not_compiled
 from gradguard._errors import GradModeError
 from gradguard._graph.attributes import (
     attributes,
+    besides,
     holds_nothing,
     may_have_attributes,
     module_parts,
@@ -34,11 +35,11 @@ def assert_detached(tree: object) -> None:
     For what outlives its step: logged losses, cached predictions, replay buffers. A tensor kept
     with its graph keeps every activation that the graph saved, until memory runs out.
 
-    Looked into, at any depth and also where they contain themselves: mappings, lists, tuples,
-    named tuples, deques, sets, dict views, dataclasses, and the attributes of any other object,
-    also the closure and defaults of functions. The parameters of a module and of an optimizer may
-    require grad; a module's buffers and other tensors, and an optimizer's state, may carry no
-    graph. In a compiled function it breaks the graph.
+    Looked into, at any depth and also where they contain themselves: mappings and their keys,
+    lists, tuples, named tuples, deques, sets, dict views, dataclasses, and the attributes of any
+    other object, also the closure and defaults of functions. The parameters of a module and of an
+    optimizer may require grad; a module's buffers and other tensors, and an optimizer's state, may
+    carry no graph. In a compiled function it breaks the graph.
 
     Args:
         tree: a tensor, or anything that holds some; it is not changed.
@@ -80,7 +81,7 @@ def _parts(way: Way, value: object, may_require_grad: set[int]) -> Parts | None:
         return optimizer_parts(value)
     structure = items(value)
     if structure is not None:
-        return structure
+        return besides(structure, value)
     if holds_nothing(value) or isinstance(value, Node):
         return None
     if not way or way[1] in (index, item):  # an item of a structure, not an object's attribute

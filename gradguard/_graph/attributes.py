@@ -1,18 +1,21 @@
 """What objects hold that are no data structures: attributes, the variables of functions."""
 
 import gc
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import partial
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradguard._core.torch_versions import never_compiled
 from gradguard._graph.tensors import Parts, attribute, index, item
 
 _HAS_REFERENCES = 1 << 14  # Py_TPFLAGS_HAVE_GC: what is without it refers to no other object
+_BUILT_IN = (dict, list, tuple, deque, set, frozenset)
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -50,6 +53,28 @@ def holds_nothing(value: object) -> bool:
 
 def _is_array_of_objects(value: Any) -> bool:
     return type(value).__module__ == "numpy" and bool(getattr(value.dtype, "hasobject", False))
+
+
+def besides(structure: Parts, value: object) -> Parts:
+    """Give the parts of a structure, then its keys, and attributes of its own that are no parts."""
+    known: set[int] = set()
+    for step in structure:
+        known.add(id(step[2]))
+        yield step
+    if isinstance(value, Mapping):
+        yield from ((_key, number, key) for number, key in enumerate(value) if _is_object(key))
+    if isinstance(value, _BUILT_IN) or is_dataclass(value):  # others are what they show
+        for name, part in _own(value):
+            if id(part) not in known:
+                yield attribute, name, part
+
+
+def _is_object(key: object) -> bool:
+    return isinstance(key, Tensor) or not holds_nothing(key)
+
+
+def _key(number: int) -> str:
+    return f"<key {number}>"
 
 
 def module_parts(module: nn.Module) -> Parts:

@@ -11,7 +11,7 @@ from gradguard._graph.tensors import tensors
 from gradguard._judge.scene import is_recording
 from gradguard._judge.serving import Serving
 from gradguard._watch.hooks import Hook, Method, Running
-from gradguard._watch.watch import OnViolation, Watch, row
+from gradguard._watch.watch import OnViolation, Watch, check_has_hooks, row
 
 
 def watch_inference(
@@ -79,6 +79,7 @@ class InferenceWatch(Watch):
     ) -> None:
         super().__init__(on_violation)
         check_module(model, "watch_inference")
+        check_has_hooks([model], "watch_inference")
         for method in methods:
             if not callable(getattr(model, method, None)):
                 raise ValueError(_no_method(type(model).__name__, method))  # noqa: TRY004 (a name)

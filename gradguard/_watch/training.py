@@ -13,7 +13,7 @@ from gradguard._findings.finding import Finding
 from gradguard._graph.parameters import matcher, parameters_of
 from gradguard._judge.optimizers import has_closure
 from gradguard._watch.feeder import Feeder
-from gradguard._watch.watch import OnViolation, Watch, row
+from gradguard._watch.watch import OnViolation, Watch, check_has_hooks, row
 
 Models: TypeAlias = "nn.Module | Sequence[nn.Module]"
 Optimizers: TypeAlias = "Optimizer | Sequence[Optimizer]"
@@ -116,6 +116,7 @@ class TrainingWatch(Watch):
         named = [one for each in models for one in parameters_of(each, "watch_training")]
         allowed = matcher(named, allow, "allow")
         _check_owners(models, optimizers)
+        check_has_hooks(models, "watch_training")
         _replace((*models, *optimizers), self)
         self._feeder = Feeder(
             models,

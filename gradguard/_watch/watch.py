@@ -1,10 +1,13 @@
 """What both watches are: a handle over hooks, and what becomes of a finding."""
 
 import logging
+from collections.abc import Sequence
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+import torch
+from torch import nn
 from typing_extensions import Self
 
 from gradguard._core.places import place
@@ -19,6 +22,17 @@ if TYPE_CHECKING:
 
 OnViolation: TypeAlias = "Literal['raise', 'warn'] | Callable[[GradModeError], object]"
 _LOGGER = logging.getLogger("gradguard")
+
+
+def check_has_hooks(models: Sequence[nn.Module], asker: str) -> None:
+    """Check that torch runs forward hooks on these modules.
+
+    Raises:
+        TypeError: one is a ScriptModule, on which torch registers none.
+    """
+    for model in models:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(_no_hooks(type(model).__name__, asker))
 
 
 class Removable(Protocol):
@@ -108,6 +122,13 @@ class Watch:
             lines.append("Parameters:")
             lines += [f"  {row}" for row in entries(Section("", names, names, ""))]
         return "\n".join(lines)
+
+
+def _no_hooks(model: str, asker: str) -> str:
+    return (
+        f"{asker} cannot watch a {model} by itself: torch runs no forward hooks on script modules. "
+        "Put it in a module, and watch and call that one: model = torch.nn.Sequential(model)."
+    )
 
 
 def _bad_on_violation(value: str) -> str:

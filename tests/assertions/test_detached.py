@@ -150,6 +150,24 @@ def optimizer(state):
     return made
 
 
+class Rows(list):
+    """A list that may have attributes, too."""
+
+
+class Logged(dict):
+    """A dict that may have attributes, too."""
+
+
+@dataclass
+class Record:
+    step: int
+
+
+def with_attribute(structure, value):
+    structure.last = value
+    return structure
+
+
 @pytest.mark.parametrize(
     ("make", "where"),
     [
@@ -173,6 +191,11 @@ def optimizer(state):
         (optimizer, '.state<item 0>["momentum"]'),
         (lambda loss: Plain(node=loss.grad_fn), ".node"),
         (lambda loss: [loss.grad_fn], "[0]"),
+        (lambda loss: {"step": 1, loss: 2}, "<key 1>"),
+        (lambda loss: {("step", loss): 2}, "<key 0>[1]"),
+        (lambda loss: with_attribute(Rows([1]), loss), ".last"),
+        (lambda loss: with_attribute(Logged(at=1), loss), ".last"),
+        (lambda loss: with_attribute(Record(0), loss), ".last"),
     ],
 )
 def test_objects_are_looked_into(make, where):

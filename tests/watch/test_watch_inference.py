@@ -200,3 +200,15 @@ def test_a_callable_that_raises_breaks_no_request(caplog):
         model(torch.ones(1, 2))
     assert watch.violations == 1
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_a_script_module_by_itself_cannot_be_watched():
+    """torch runs no hooks on it; in a module of its own it can be, as the message says."""
+    model = torch.jit.script(torch.nn.Linear(2, 1))
+    with pytest.raises(TypeError, match="runs no forward hooks on script modules"):
+        watch_inference(model)
+    model = torch.nn.Sequential(model)
+    model.eval()
+    with watch_inference(model) as watch, torch.no_grad():
+        model(torch.ones(1, 2))
+    assert (watch.forwards, watch.findings) == (1, [])

@@ -770,3 +770,14 @@ def test_a_mode_left_inside_the_watchs_own_block_is_found():
                 model(torch.randn(4, 2))
     finally:
         torch.set_grad_enabled(True)
+
+
+def test_a_script_module_by_itself_cannot_be_watched():
+    """torch runs no hooks on it; in a module of its own it can be, as the message says."""
+    model = torch.jit.script(torch.nn.Linear(2, 1))
+    with pytest.raises(TypeError, match="runs no forward hooks on script modules"):
+        watch_training(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model = torch.nn.Sequential(model)
+    with watch_training(model, torch.optim.SGD(model.parameters(), lr=0.1)) as watch:
+        model(torch.ones(1, 2)).sum().backward()
+    assert "forwards" in watch.report()
