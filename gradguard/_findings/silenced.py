@@ -108,3 +108,5 @@ def _comments(source: str) -> Iterator[tuple[int, int, str]]:
                 yield token.start[0], token.start[1] + 1, token.string
     except (tokenize.TokenError, SyntaxError):  # told as a finding of its own
         return
+    except UnicodeDecodeError:  # from Python 3.12 on, of "\r\x80", say: it cuts a character in two
+        return

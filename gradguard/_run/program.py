@@ -133,7 +133,8 @@ def _main(spec: ModuleSpec | None) -> ModuleType:
     made = ModuleType("__main__")
     package = None if spec is None else spec.parent
     made.__dict__.update(__spec__=spec, __package__=package, __builtins__=builtins)
-    made.__annotations__ = {}
+    if sys.version_info < (3, 14):  # from there on Python makes it when somebody asks
+        made.__annotations__ = {}
     return made
 
 
