@@ -8,6 +8,7 @@ from gradguard._core.state import GradState, grad_state
 from gradguard._judge.facts import Left
 from gradguard._judge.lines import Line
 from gradguard._locate.enclosing import Block
+from gradguard._locate.paired_calls import is_between_switches
 from gradguard._locate.unread_blocks import is_in_unread_block
 from gradguard._locate.where import decisive, enclosing, last_switch
 
@@ -40,7 +41,7 @@ class LeftModes:
             if block.certain and _is_literal(block):
                 self._open_in = stack
             return None
-        if is_in_unread_block(frame):
+        if is_in_unread_block(frame) or is_between_switches(frame):
             self._open_in = stack
             return None
         known = last_switch(state)

@@ -300,6 +300,50 @@ def test_a_scope_of_the_users_own_is_no_left_mode(scope, entered):
     assert watch.findings == []
 
 
+class Autograd:
+    """Switches by two methods, the second of which takes back what the first did."""
+
+    def pause(self):
+        self.was = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+
+    def resume(self):
+        torch.set_grad_enabled(self.was)
+
+
+def test_a_line_between_two_switching_calls_is_no_left_mode():
+    """What one method has switched off is not left where the next lines call one that undoes it."""
+    model, optimizer, watch = make()
+    autograd = Autograd()
+    for _ in range(2):
+        step(model, optimizer)
+        autograd.pause()
+        model(torch.randn(4, 2))
+        autograd.resume()
+        autograd.pause()
+        try:
+            for _ in range(2):
+                model(torch.randn(4, 2))
+        finally:
+            autograd.resume()
+    assert watch.findings == []
+
+
+def test_the_same_call_again_takes_nothing_back():
+    """A mode is left where the only switching call that follows is that of the next round."""
+    model, optimizer, watch = make(on_violation=lambda error: None)
+    autograd = Autograd()
+    try:
+        for _ in range(2):
+            autograd.pause()
+            model(torch.randn(4, 2))
+            autograd.pause()
+    finally:
+        torch.set_grad_enabled(True)
+    assert [one.kind for one in watch.findings] == ["mode-leak"]
+    optimizer.step()
+
+
 class Timer:
     """A context manager that has nothing to do with modes."""
 
