@@ -28,3 +28,9 @@ def test_a_row_takes_the_place_of_the_one_with_its_versions(matrix, monkeypatch,
     rows = [(row["torch"], row["passed"]) for row in matrix["read"]()]
     assert rows == [("2.8.0", 2), ("2.10.0", 3)]
     assert matrix["table"]().splitlines()[2] == "| 2.8.0 | 3.11.7 | 9.2.0 | 2 | 0 | 0 | 1 |"
+
+
+def test_the_readme_has_the_rows(matrix):
+    """The README's table is of the rows that the runs have written."""
+    readme = MATRIX.parent.parent / "README.md"
+    assert matrix["table"]() in readme.read_text(encoding="utf-8")
