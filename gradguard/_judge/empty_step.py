@@ -159,24 +159,23 @@ class EmptySteps:
     def _why_frozen(self, optimizer: Optimizer) -> str | None:
         """Tell of an optimizer of frozen parameters, whose model learns in others."""
         held = {id(p) for p in parameters(optimizer)}
-        owned = self._scene.optimizers.owned()
         for module, seen in self._scene.modules.ran():
-            if seen.outermost:
-                every = list(module.parameters())
-                learn = any(p.requires_grad and p.grad is not None for p in every)
-                if learn and any(id(p) in held for p in every):
-                    unowned = (p for p in every if p.requires_grad and id(p) not in owned)
-                    return _FROZEN if any(p.grad is not None for p in unowned) else None
+            every = list(module.parameters()) if seen.outermost else []
+            if any(id(p) in held for p in every):
+                learning = [p for p in every if p.requires_grad and p.grad is not None]
+                if self._scene.optimizers.without_any(learning):
+                    return _FROZEN
         return None
 
     def _others_learn(self, ids: set[int]) -> bool:
         """Tell whether parameters that no optimizer has get gradients instead."""
-        owned = self._scene.optimizers.owned()
-        return any(
-            p.grad is not None and p.requires_grad and id(p) not in owned and id(p) not in ids
+        learning = [
+            p
             for module, _ in self._scene.modules.ran()
             for p in module.parameters(recurse=False)
-        )
+            if p.grad is not None and p.requires_grad and id(p) not in ids
+        ]
+        return bool(self._scene.optimizers.without_any(learning))
 
 
 def can_learn(parameter: Tensor) -> bool:

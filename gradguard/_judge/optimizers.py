@@ -1,7 +1,8 @@
 """What is known of each optimizer that was seen."""
 
+import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -57,6 +58,8 @@ class Optimizers:
     def __init__(self) -> None:
         self.by_id: dict[int, Held] = {}
         self.gone: list[Held] = []
+        self.partial = False  # whether there may be others: a watch is told of some only
+        self._searched: set[int] = set()
 
     def of(self, optimizer: Optimizer, made: Line | None = None) -> Held:
         """Return what is known of an optimizer."""
@@ -82,6 +85,19 @@ class Optimizers:
     def owned(self) -> set[int]:
         """Return the ids of all parameters that any optimizer holds."""
         return {id(p) for optimizer, _ in self.alive() for p in parameters(optimizer)}
+
+    def without_any(self, found: Sequence[Tensor]) -> list[Tensor]:
+        """Return those that no optimizer holds; where others may be, the process is searched."""
+        owned = self.owned()
+        without = [p for p in found if id(p) not in owned]
+        if self.partial and not self._searched.issuperset(map(id, without)):
+            self._searched.update(map(id, without))
+            # By type: an object may say of itself that it is of any class.
+            for each in gc.get_objects():
+                if issubclass(type(each), Optimizer) and hasattr(each, "param_groups"):
+                    self.of(each)
+            owned = self.owned()
+        return [p for p in without if id(p) not in owned]
 
 
 def parameters(optimizer: Optimizer) -> list[Tensor]:

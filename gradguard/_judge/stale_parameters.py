@@ -88,7 +88,6 @@ class Places:
         if not self._replaced:
             return False
         ours = {id(p) for p in parameters(optimizer)}
-        owned: set[int] | None = None
         found = False
         for key, place in list(self._replaced.items()):
             owner = place.owner()
@@ -97,12 +96,8 @@ class Places:
                 continue
             if not any(id(p) in ours for reference in place.old if (p := reference()) is not None):
                 continue
-            owned = self._scene.optimizers.owned() if owned is None else owned
-            fresh = [
-                p
-                for p in place.now(owner)
-                if p.requires_grad and p.grad is not None and id(p) not in owned
-            ]
+            learning = [p for p in place.now(owner) if p.requires_grad and p.grad is not None]
+            fresh = self._scene.optimizers.without_any(learning)
             if fresh:
                 found = True
                 self._tell(optimizer, owner, place, fresh)

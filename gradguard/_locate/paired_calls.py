@@ -43,7 +43,8 @@ def _is_between(frame: FrameType) -> bool:
 
 def _blocks_around(node: ast.AST, at: Position) -> Iterator[tuple[list[ast.stmt], int]]:
     """Yield the lists of statements around a line, with the index of the one that it is in."""
-    for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
+    blocks: list[Any] = [getattr(node, name, None) for name in ("body", "orelse", "finalbody")]
+    for block in blocks:
         for here, each in enumerate(block if isinstance(block, list) else ()):
             if each.lineno <= at.line <= (each.end_lineno or each.lineno):
                 yield block, here

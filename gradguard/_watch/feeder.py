@@ -46,6 +46,7 @@ class Feeder:
         self.judge = Judge(*told)
         self.judge.steps.patience = _PATIENCE
         self.judge.leaks.watched = True
+        self.judge.scene.optimizers.partial = True
         self._models = tuple(models)
         scene = self.judge.scene
         self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed, self._ask)

@@ -176,6 +176,25 @@ def schedule_plotted(watch):
 
 
 @healthy("empty-step", TRAINING)
+def other_tasks_have_other_optimizers(watch):
+    class Tasks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tasks = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+
+        def forward(self, given, task):
+            return self.tasks[task](given)
+
+    model = Tasks()
+    optimizers = [watch(model, sgd(model.tasks[0])), sgd(model.tasks[1])]
+    for _ in range(10):
+        model.zero_grad()
+        model(batch(), task=1).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@healthy("empty-step", TRAINING)
 def batches_skipped(watch):
     model, optimizer = made(watch)
     for turn in range(9):
@@ -299,6 +318,19 @@ def replaced_and_added(watch):
     model[2] = nn.Linear(8, 3)
     optimizer.add_param_group({"params": model[2].parameters()})
     fit(model, optimizer)
+
+
+@healthy("stale-parameter", TRAINING)
+def replaced_with_an_optimizer_of_its_own(watch):
+    model, optimizer = made(watch)
+    fit(model, optimizer)
+    model[2] = nn.Linear(8, 3)
+    other = sgd(model[2])
+    for _ in range(3):
+        model.zero_grad()
+        model(batch()).square().mean().backward()
+        optimizer.step()
+        other.step()
 
 
 @healthy("stale-parameter", TRAINING)
