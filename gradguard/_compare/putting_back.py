@@ -106,6 +106,9 @@ def _slots(
     for module in modules:
         for name, buffer in module.named_buffers(recurse=False):
             yield module, name, buffer
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.requires_grad:
+                yield module, name, value
     parameters = [p for module in modules for p in module.parameters(recurse=False)]
     for leaf in dict.fromkeys((*parameters, *tensors)):
         if leaf.is_leaf:
@@ -124,6 +127,8 @@ def _snapshot_tensor(holder: object, name: str, value: Tensor | None) -> Restore
         if getattr(holder, name) is not value:
             setattr(holder, name, value)
         if value is not None and copy is not None and not _same(value, copy):
+            if value.shape != copy.shape:
+                value.resize_(copy.shape)
             value.copy_(copy)
 
     return restore

@@ -452,6 +452,31 @@ class TestStateIsPutBack:
         assert not hasattr(net, "extra")
         assert net.calls > 6  # not a tensor, so not undone
 
+    @pytest.mark.parametrize("registered", [False, True])
+    def test_of_tensors_that_forward_writes_into(self, registered):
+        """A key-value cache that is filled or grown in place is empty again for each mode."""
+
+        class Caching(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(4, 4)
+                if registered:
+                    self.register_buffer("cache", torch.zeros(4))
+                else:
+                    self.cache = torch.zeros(4)
+
+            def forward(self, y):
+                with torch.no_grad():
+                    self.cache.add_(1)
+                    self.cache.resize_(len(self.cache) + 1)
+                return self.layer(y)
+
+        net = Caching()
+        cache = net.cache
+        compare(net, x)
+        assert net.cache is cache
+        assert torch.equal(cache, torch.zeros(4))
+
     def test_of_buffers_made_in_inference_mode(self):
         """A buffer that only inference mode may write to is written to in inference mode."""
         with torch.inference_mode():
