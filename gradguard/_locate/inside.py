@@ -1,10 +1,11 @@
 """What a block or function that has ended may have switched, read from its source."""
 
 import ast
+import contextlib
 from collections.abc import Iterator
-from contextlib import suppress
 from types import FrameType, FunctionType
 
+from gradguard._core.frames import module_of
 from gradguard._locate.blocks import (
     Region,
     UnreadableError,
@@ -29,7 +30,27 @@ def switches_in_function(function: FunctionType) -> list[Block]:
 
 
 def switches_in_with(frame: FrameType, manager: object) -> list[Block]:
-    """Return those in the block of the ``with`` over `manager` that the frame is leaving."""
+    """Return those in the block of the ``with`` over `manager` that the frame is leaving.
+
+    `manager` may lie in an exit stack or a function below ``@contextmanager`` instead: then it is
+    the block over that.
+    """
+    found = _in_with(frame, manager)
+    outer = _who_leaves(frame)
+    return found if found or outer is None else _in_with(outer, None)
+
+
+def _who_leaves(frame: FrameType) -> FrameType | None:
+    """Return the frame whose ``with`` contextlib ends, amid which `frame` runs."""
+    outer = frame if module_of(frame) == contextlib.__name__ else frame.f_back
+    if outer is None or module_of(outer) != contextlib.__name__:
+        return None
+    while outer is not None and module_of(outer) == contextlib.__name__:
+        outer = outer.f_back
+    return outer
+
+
+def _in_with(frame: FrameType, manager: object | None) -> list[Block]:
     code = frame.f_code
     at = position(code, frame.f_lasti, frame.f_lineno)
     try:
@@ -39,7 +60,8 @@ def switches_in_with(frame: FrameType, manager: object) -> list[Block]:
     names = Names.of_frame(frame)
     found: list[Block] = []
     for statement in withs_at(scope, at):
-        if any(_makes(item.context_expr, manager, names) for item in statement.items):
+        items = [item.context_expr for item in statement.items]
+        if manager is None or any(_makes(item, manager, names) for item in items):
             own = _switches(statement, names)
             found += [block_at(code, frame.f_globals, (*one, "statement")) for one in own]
             found += _in_helpers(statement, names)
@@ -71,7 +93,7 @@ def _in_helpers(region: Region, names: Names) -> list[Block]:
     """Look into the functions that the region calls as well, one level deep."""
     found: list[Block] = []
     for function in {id(each): each for each in _called(region, names)}.values():
-        with suppress(UnreadableError):
+        with contextlib.suppress(UnreadableError):
             scope = scope_of(function.__code__, function.__globals__)
             found += _of_function(function, scope)
     return found

@@ -41,11 +41,15 @@ def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:
     functions = forwards()
     # Outermost first: who holds an exit stack is who made it, not those it was handed to.
     for here, callee in reversed(list(zip(frames, [None, *frames], strict=False))):
-        if callee is not None and module_of(callee) in _STEPS_BODIES:
+        if callee is not None and _steps_bodies(callee) and not _steps_bodies(here):
             # A suspended body keeps its own mode: what now resumes it may not have begun it.
             found = [replace(block, certain=False) for block in found]
         found[:0] = [*_around(here, callee, seen), *function_forward(here, functions)]
     return tuple(found)
+
+
+def _steps_bodies(frame: FrameType) -> bool:
+    return module_of(frame) in _STEPS_BODIES
 
 
 def _around(frame: FrameType, callee: FrameType | None, seen: set[int]) -> list[Block]:

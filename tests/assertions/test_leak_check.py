@@ -1,6 +1,7 @@
 """leak_check: what it finds, what it puts back, and that it hides nothing."""
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import sys
@@ -417,6 +418,34 @@ class Method:
 )
 def test_a_line_in_the_decorated_function_is_named(call, tag):
     """What leaves the mode switched inside the function is named."""
+    with pytest.raises(GradLeakError) as caught:
+        call()
+    assert named(caught, f"torch.set_grad_enabled(False)  # {tag}")
+
+
+@contextlib.contextmanager
+def checked():
+    with leak_check():
+        yield
+
+
+def under_contextmanager():
+    with checked():
+        torch.set_grad_enabled(False)  # under a contextmanager
+
+
+def in_exit_stack():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(leak_check())
+        torch.set_grad_enabled(False)  # in an exit stack
+
+
+@pytest.mark.parametrize(
+    ("call", "tag"),
+    [(under_contextmanager, "under a contextmanager"), (in_exit_stack, "in an exit stack")],
+)
+def test_a_line_in_the_block_over_what_holds_it_is_named(call, tag):
+    """Where `leak_check` lies in a helper or an exit stack, the block is that one's."""
     with pytest.raises(GradLeakError) as caught:
         call()
     assert named(caught, f"torch.set_grad_enabled(False)  # {tag}")

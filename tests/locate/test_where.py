@@ -346,6 +346,7 @@ def test_torch_decorators_are_read_from_their_closures():
     block, found = decorated_by_torch()
     check(block, "torch decorator", "torch.no_grad()", "decorated_by_torch")
     assert block.how == "decorator"
+    assert block.certain
     assert found == [
         "torch.no_grad()",
         "torch.inference_mode(False)",
@@ -420,6 +421,7 @@ def test_decorated_functions_of_every_kind_are_named(tag, kind, function, run):
     block = run(Model())
     check(block, tag, kind, function)
     assert block.how == "decorator"
+    assert block.certain
 
 
 def test_decorated_partials_and_built_ins_are_named_as_far_as_possible():
