@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from gradguard._core.abandoned import is_abandoned
 from gradguard._core.exits import close_above
 from gradguard._core.guard_stack import Boundary, Link, links, thread
 from gradguard._core.state import GradState, grad_state, put_back
@@ -18,6 +19,7 @@ from gradguard._eval.giving_flags_back import own_flags, write_own_flags
 from gradguard._graph.listing import MOST_ENTRIES
 from gradguard._locate.enclosing import Block
 from gradguard._locate.guard_expressions import switch_of_object
+from gradguard._locate.unread_blocks import is_in_unread_block
 from gradguard._locate.where import enclosing, where
 
 
@@ -73,7 +75,8 @@ class Start:
     def _in_use(self, frame: FrameType) -> list[Link]:
         """Return the guards opened since that what now ends the block is in, innermost first.
 
-        They are known by their effect: of a ``with`` block the source shows no more.
+        They are known by their effect: of a ``with`` block the source shows no more. Where it does
+        not show the guard of one, any that somebody can still exit may be that.
         """
         chain = links()
         above = chain[: chain.index(self.link)] if self.link in chain else chain
@@ -82,12 +85,15 @@ class Start:
             if blocks and _effect(link) == blocks[-1].switch.effect:
                 blocks.pop()
         in_use: list[Link] = []
+        unread = bool(above) and is_in_unread_block(frame)
         for link in above:
             if isinstance(link[0], Boundary):
                 in_use.append(link)
             elif at := [i for i, one in enumerate(blocks) if one.switch.effect == _effect(link)]:
                 in_use.append(link)
                 del blocks[: at[0] + 1]
+            elif unread and not is_abandoned(link):
+                in_use.append(link)
         return in_use
 
 

@@ -620,3 +620,31 @@ def test_the_rank_is_told(process_group):
     """While a process group is initialized the message says the rank."""
     with pytest.raises(GradLeakError, match=r"^rank 0 of 1: leak_check: "), leak_check():
         leak()
+
+
+TABLE = {
+    "no_grad": gradguard.no_grad,
+    "enable_grad": gradguard.enable_grad,
+    "inference": gradguard.inference_mode,
+    "no_inference": lambda: gradguard.inference_mode(False),
+    "set_off": lambda: gradguard.set_grad_enabled(False),
+    "torch_no_grad": torch.no_grad,
+    "torch_inference": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+@pytest.mark.parametrize("inner", TABLE)
+@pytest.mark.parametrize("outer", TABLE)
+def test_an_end_inside_guards_from_a_table_leaves_them_open(outer, inner, crossing):
+    """Their own blocks exit them, though the source does not show what they are."""
+    stack, second = ExitStack(), ExitStack()
+    stack.enter_context(leak_check())
+    with contextlib.suppress(GradLeakError):
+        with TABLE[outer]():
+            if crossing:
+                second.enter_context(leak_check())
+            with TABLE[inner]():
+                with contextlib.suppress(GradLeakError):
+                    stack.close()
+                second.close()
