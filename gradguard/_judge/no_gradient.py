@@ -32,6 +32,7 @@ class NoGradients:
 
     def __init__(self, scene: Scene) -> None:
         self.at_end = True  # whether `finish` will ask for what each step has seen
+        self.each = False  # whether one is told of a module of torch's whose others have gradients
         self._scene = scene
 
     def step(self, optimizer: Optimizer, held: Held) -> None:
@@ -149,12 +150,13 @@ class NoGradients:
     def _used(self, owner: nn.Module, waiting: Iterable[int]) -> bool:
         """Tell whether a module's forward surely used its own parameters.
 
-        torch's own layers use all they have. Another may have a parameter for a mode of use that
-        this program does not need, such as a mask token: known only if it has nothing else.
+        A module may have a parameter for a mode of use that this program does not need, such as a
+        mask token, or one that drops out of its derivative, as the last bias of an energy does: it
+        is known only if no other of its own has a gradient.
         """
         if self._scene.modules.of(owner).called is None:
             return False
-        if type(owner).__module__.startswith("torch.nn."):
+        if self.each and type(owner).__module__.startswith("torch.nn."):
             return True
         return all(id(p) in waiting for p in owner.parameters() if p.requires_grad)
 

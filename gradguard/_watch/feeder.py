@@ -63,6 +63,7 @@ class Feeder:
             for model in models
         }
         self.judge.gradients.at_end = False  # it is told at the step, by `_in_a_row`
+        self.judge.gradients.each = not any(self._differentiates.values())
         # What a first step would make for each module and tensor takes a tenth of it: made before.
         for model in models:
             for module in model.modules():

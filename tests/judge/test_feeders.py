@@ -235,6 +235,22 @@ def experts_of_which_one_runs(watch):
 
 
 @healthy("no-gradient", TRAINING)
+def last_bias_of_an_energy(watch):
+    class Energy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net()
+
+        def forward(self, given):
+            given = given.requires_grad_()
+            energy = self.body(given).sum()
+            return torch.autograd.grad(energy, given, create_graph=True)[0]
+
+    model = Energy()
+    fit(model, watch(model, sgd(model)))
+
+
+@healthy("no-gradient", TRAINING)
 def token_for_another_mode(watch):
     class Masked(nn.Module):
         def __init__(self):

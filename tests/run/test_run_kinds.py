@@ -494,13 +494,14 @@ def test_nothing_stays():
     """After a run torch is as it was before, hooks and methods."""
     train = nn.Module.train
     add, call = torch.optim.Optimizer.add_param_group, torch._C._set_grad_enabled
+    hooks = [name for name in vars(nn.modules.module) if name.endswith("_hooks")]
+    assert "_global_forward_hooks" in hooks
+    before = {name: dict(getattr(nn.modules.module, name)) for name in hooks}
     found_in(trained)
     assert nn.Module.train is train
     assert torch.optim.Optimizer.add_param_group is add
     assert torch._C._set_grad_enabled is call
-    hooks = [name for name in vars(nn.modules.module) if name.endswith("_hooks")]
-    assert "_global_forward_hooks" in hooks
-    assert not any(getattr(nn.modules.module, name) for name in hooks)
+    assert {name: dict(getattr(nn.modules.module, name)) for name in hooks} == before
 
 
 def test_own_failure():
