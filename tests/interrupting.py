@@ -74,6 +74,14 @@ class Interrupting:
         generated = self.library is not torch and code.co_filename.startswith("<gradguard")
         return generated or code.co_filename.startswith(homes)
 
+    def at_start(self, code, offset):
+        """Be at the beginning of a function, or where it is resumed."""
+        self.at(code)
+
+    def at(self, code):
+        if self.is_in_library(code):
+            self.point(code)
+
     def point(self, code):
         self.left -= 1
         if self.left < 0:
@@ -127,12 +135,11 @@ class AtCalls(AtBytecodes):
         sys.setprofile(None)
 
     def __call__(self, frame, event, arg):
-        if event == "call":
-            looks = looks_at_call(frame.f_code, frame.f_lasti)
-        else:
-            looks = event == "c_return"
-        if looks and self.is_in_library(frame.f_code):
-            self.point(frame.f_code)
+        code = frame.f_code
+        if event == "call" and looks_at_call(code, frame.f_lasti):
+            self.at_start(code, frame.f_lasti)
+        elif event == "c_return":
+            self.at(code)
 
 
 class WhereSignalsCome(Interrupting):
@@ -147,20 +154,20 @@ class WhereSignalsCome(Interrupting):
     running = None
 
     def start(self):
-        type(self).running = self
+        WhereSignalsCome.running = self
 
     def stop(self):
-        type(self).running = None
+        WhereSignalsCome.running = None
 
     @classmethod
     def prepare(cls):
         events, on = sys.monitoring.events, sys.monitoring.register_callback
         sys.monitoring.use_tool_id(cls.TOOL, "interrupts")
-        on(cls.TOOL, events.PY_START, cls.at_start)
-        on(cls.TOOL, events.PY_RESUME, cls.at_start)
-        on(cls.TOOL, events.C_RETURN, cls.at_return)  # it comes with CALL
+        on(cls.TOOL, events.PY_START, cls._started)
+        on(cls.TOOL, events.PY_RESUME, cls._started)
+        on(cls.TOOL, events.C_RETURN, cls._returned)  # it comes with CALL
         # Not JUMP: up to 3.13 what is raised there is not looked for a handler at the jump.
-        on(cls.TOOL, events.INSTRUCTION, cls.at_instruction)
+        on(cls.TOOL, events.INSTRUCTION, cls._runs)
         asked = events.PY_START | events.PY_RESUME | events.CALL | events.INSTRUCTION
         sys.monitoring.restart_events()
         sys.monitoring.set_events(cls.TOOL, asked)
@@ -170,25 +177,23 @@ class WhereSignalsCome(Interrupting):
         sys.monitoring.set_events(cls.TOOL, 0)
         sys.monitoring.free_tool_id(cls.TOOL)
 
-    @classmethod
-    def at_start(cls, code, offset):
-        if not is_amid_await(code, offset):
-            cls.at_point(code)
+    @staticmethod
+    def _started(code, offset):
+        running = WhereSignalsCome.running
+        if running is not None and not is_amid_await(code, offset):
+            running.at_start(code, offset)
 
-    @classmethod
-    def at_instruction(cls, code, offset):
+    @staticmethod
+    def _runs(code, offset):
         if offset not in jumps_back(code):
             return sys.monitoring.DISABLE  # most are none, and need not be asked about again
-        return cls.at_point(code)
+        return WhereSignalsCome._returned(code)
 
-    @classmethod
-    def at_return(cls, code, offset, function, first):
-        cls.at_point(code)
-
-    @classmethod
-    def at_point(cls, code):
-        if cls.running is not None and cls.running.is_in_library(code):
-            cls.running.point(code)
+    @staticmethod
+    def _returned(code, *_):
+        running = WhereSignalsCome.running
+        if running is not None:
+            running.at(code)
 
 
 def is_amid_await(code, offset):
