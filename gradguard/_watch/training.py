@@ -154,7 +154,9 @@ class TrainingWatch(Watch):
         if self._hooks:
             super().remove()
             self._feeder.finish()
-            self._waiting.clear()  # it stands in the findings: too late to raise
+            if self.on_violation == "raise":
+                self._waiting.clear()  # it stands in the findings: too late to raise
+            self._tell()
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True

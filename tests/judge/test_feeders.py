@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import itertools
+import logging
 import re
 from collections import Counter
 
@@ -626,21 +627,22 @@ def frozen_norm_woken(watch):
 class Watching:
     """Attaches a feeder to what the program makes, and gives what it found."""
 
-    def __init__(self, feeder):
+    def __init__(self, feeder, on_violation=lambda error: None):
         self.feeder = feeder
+        self.on_violation = on_violation
         self.handle = None
 
     def __call__(self, model, optimizer):
-        quiet = {"on_violation": lambda error: None}
+        chosen = {"on_violation": self.on_violation}
         if self.feeder == TRAINING:
-            self.handle = gradguard.watch_training(model, optimizer, **quiet)
+            self.handle = gradguard.watch_training(model, optimizer, **chosen)
         elif self.feeder == INFERENCE:
-            self.handle = gradguard.watch_inference(model, **quiet)
+            self.handle = gradguard.watch_inference(model, **chosen)
         return optimizer
 
     def findings(self, function):
         torch.manual_seed(0)
-        observer = Observer()
+        observer = Observer(self.on_violation if self.feeder == RUN else None)
         if self.feeder == RUN:
             observer.start()
         try:
@@ -687,6 +689,55 @@ def test_the_healthy_twin_is_silent_in_all(name, feeder):
     """A program that looks like the fault and is none gives no finding, nor a notice."""
     found = Watching(feeder).findings(TWINS[name][0])
     assert [(one.kind, one.message) for one in found] == []
+
+
+SEEN = [
+    (name, feeder)
+    for name, (_, kind, feeders) in FAULTS.items()
+    for feeder in feeders
+    if kind not in UNSEEN_KINDS and (name, feeder) not in UNSEEN
+]
+
+
+@pytest.mark.parametrize(("name", "feeder"), [*SEEN, *((name, RUN) for name in FAULTS)])
+def test_each_is_handed_over_and_logged_once(name, feeder, caplog):
+    """However often a fault is met, a callable and the logger are given it once."""
+    told = []
+    with caplog.at_level(logging.INFO, "gradguard"):
+        found = Watching(feeder, told.append).findings(FAULTS[name][0])
+    kinds = [getattr(one, "finding", one).kind for one in told]
+    assert (
+        kinds == [record.finding.kind for record in caplog.records] == [each.kind for each in found]
+    )
+    assert len(found) == 1
+
+
+ONE_OF_EACH = {(FAULTS[name][1], feeder): (name, feeder) for name, feeder in SEEN}.values()
+NOTICES = {("kept-graph", TRAINING), ("recorded-eval", TRAINING)}
+
+
+@pytest.mark.parametrize(("name", "feeder"), ONE_OF_EACH)
+def test_each_is_warned_of_once(name, feeder):
+    """However often a fault is met, there is one warning of it, with its message."""
+    with pytest.warns(gradguard.GradModeWarning) as warned:
+        (found,) = Watching(feeder, "warn").findings(FAULTS[name][0])
+    (text,) = [str(each.message) for each in warned if each.category is gradguard.GradModeWarning]
+    assert found.message in text
+
+
+@pytest.mark.parametrize(("name", "feeder"), ONE_OF_EACH)
+def test_faults_are_raised_and_notices_are_not(name, feeder):
+    """The error holds the finding; a notice, which may be meant, stops nothing."""
+    program, kind, _ = FAULTS[name]
+    watching = Watching(feeder, "raise")
+    if (kind, feeder) in NOTICES:
+        assert [one.severity for one in watching.findings(program)] == ["notice"]
+        return
+    with pytest.raises(gradguard.GradModeError) as caught:
+        watching.findings(program)
+    (found,) = watching.handle.findings
+    assert (caught.value.finding.kind, caught.value.finding.severity) == (kind, "fault")
+    assert found.message in str(caught.value)
 
 
 def test_each_kind_that_several_see_has_two_faults_and_two_twins():
