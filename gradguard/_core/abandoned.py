@@ -22,7 +22,7 @@ from gradguard._core.guard_stack import (
     thread,
     token_of,
 )
-from gradguard._core.state import grad_state, set_grad, set_inference
+from gradguard._core.state import grad_state, is_grad_enabled, set_grad, set_inference
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -99,6 +99,7 @@ def without_abandoned(
         ends = is_abandoned(link) or any(is_entry_of(link, guard) for guard in gone)
         if ends and not _needs_a_token(link, inner):
             over.append(link)
+            _spend(link, innermost=inner is None)
         else:
             inner = link
     top: Link | None = None
@@ -129,6 +130,16 @@ def _interrupted(error: BaseException | None) -> list[Opener]:
             tb = tb.tb_next
         error = error.__context__
     return found
+
+
+def _spend(link: Link, *, innermost: bool) -> None:
+    """Exit the token of an entry that is taken off: dropped, it would switch at a random time."""
+    token = link[2]
+    if token is not None and not isinstance(token, ReferenceType):
+        grad = is_grad_enabled()
+        token.__exit__(None, None, None)
+        if not innermost:
+            set_grad(grad)
 
 
 def _needs_a_token(link: Link, inner: Link | None) -> bool:

@@ -9,7 +9,9 @@ import torch
 from interrupting import (
     EACH_BYTECODE,
     Interrupt,
+    Signals,
     Tracing,
+    drain,
     every_position,
     forms,
     own_forms,
@@ -118,6 +120,45 @@ def test_an_interrupt_between_two_steps_of_an_async_generator_is_the_bodys_to_an
         assert came is came_out
         assert torch.is_grad_enabled()
     assert answered.count(False) > (100 if EACH_BYTECODE else 40)
+
+
+def holding(kind):
+    """Return what runs a body to its end that holds blocks over its suspensions."""
+
+    @gradguard.no_grad
+    def generator():
+        with gradguard.inference_mode():
+            yield
+            with gradguard.enable_grad():
+                yield
+
+    @gradguard.no_grad
+    async def async_generator():
+        with gradguard.inference_mode(), gradguard.enable_grad():
+            yield
+            yield
+
+    return {
+        "generator": lambda: list(generator()),
+        "async generator": lambda: step_through(drain(async_generator())),
+    }[kind]
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("kind", ["generator", "async generator"])
+def test_an_interrupt_leaves_the_blocks_to_a_body_that_holds_some(kind, monkeypatch):
+    """Their own exits run and find them open, wherever CPython looks for signals."""
+    work, position, came = holding(kind), 0, True
+    dropped = []  # errors of exits in a body that nobody holds any more
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: dropped.append(raised.exc_type))
+    work()
+    while came:
+        came, came_out = Signals(gradguard, position).run(work)
+        position += 1
+        assert came is came_out
+        assert (gradguard.grad_state(), gradguard.guards()) == ((True, False), ())
+    assert position > 100
+    assert dropped == []
 
 
 @pytest.mark.parametrize("guard", [gradguard.no_grad(), gradguard.inference_mode()])
