@@ -3,7 +3,7 @@
 It knows nothing of hooks, processes or output. What a feeder cannot know it leaves out.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import FrameType
 
 from torch import Tensor, nn
@@ -239,8 +239,9 @@ class Judge:
         self.ledger.clear()
         self.scene.steps = self.scene.forwards = self.scene.modules.outermost = 0
 
-    def finish(self, *, crashed: bool = False) -> None:
-        """Say what only the end shows."""
+    def finish(self, *, crashed: bool = False, still_left: Collection[int] = ()) -> None:
+        """Say what only the end shows; `still_left` are the switches that nothing took back."""
+        self.leaks.finish(still_left)
         self.steps.finish()
         self.gradients.finish()
         self.train_mode.finish()

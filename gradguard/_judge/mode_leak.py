@@ -1,6 +1,7 @@
 """`mode-leak`: a mode left switched, and training that went on in it."""
 
 import weakref
+from collections.abc import Collection
 
 from torch import nn
 
@@ -19,7 +20,9 @@ class Leaks:
     That grad is off outside every block is no fault by itself: a script may predict at its end, or
     switch by plain calls around each evaluation. What tells training from that: a backward of what
     was not recorded, a step with nothing recorded before it, a `train()` after the switch, or the
-    very way through the program by which a recorded forward came before.
+    very way through the program by which a recorded forward came before. A validation may go that
+    way, too: so it must be a function with forwards of its own that has left the mode, or nothing
+    switches back until the end.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -27,6 +30,8 @@ class Leaks:
         self._scene = scene
         self._paths: set[int] = set()
         self._suspect: tuple[Left, int] | None = None
+        self._same_way: dict[int, Left] = {}  # by number of the switch
+        self._within: set[int] = set()  # the switches of functions that called a module then
         self._train_wanted: dict[int, list[weakref.ref[nn.Module]]] = {}  # by number of the switch
 
     def recorded(self, forward: Forward, *, known: bool) -> None:
@@ -41,11 +46,23 @@ class Leaks:
         if left is None or not _learns(forward.module):
             return
         self._suspect = left, self._scene.tick()
-        if self._is_same_way(forward, left) or self._is_wanted(forward.module, left):
+        self._called(left)
+        same_way = self._is_same_way(forward, left)
+        at_once = left.returned and (self.watched or (same_way and left.number in self._within))
+        if at_once or self._is_wanted(forward.module, left):
             self._tell(left, "forward")
+        elif same_way:
+            self._same_way[left.number] = left
+
+    def finish(self, still_left: Collection[int]) -> None:
+        """Tell those of the switches with these numbers that nothing has taken back."""
+        for number, left in self._same_way.items():
+            if number in still_left:
+                self._tell(left, "forward")
 
     def train_wanted(self, module: nn.Module, left: Left) -> None:
         """Note that a module in eval mode, or one given to `train()`, was so in a left mode."""
+        self._called(left)
         known = self._train_wanted.setdefault(left.number, [])
         if not any(reference() is module for reference in known):
             known.append(weakref.ref(module))
@@ -62,13 +79,15 @@ class Leaks:
         suspect = self._suspect
         if suspect is None or suspect[1] < last or self._scene.recorded_at > last:
             return False
-        self._tell(suspect[0], "step")
+        self._tell(suspect[0], "forward")
         return True
 
+    def _called(self, left: Left) -> None:
+        if not left.returned:
+            self._within.add(left.number)
+
     def _is_same_way(self, forward: Forward, left: Left) -> bool:
-        """Tell whether a recorded forward came the same way before; of a watched model, any."""
-        if left.returned and self.watched:
-            return True
+        """Tell whether a recorded forward came the same way before."""
         known = left.returned or left.constant
         return known and hash(path_of(forward.frame)) in self._paths
 
@@ -97,7 +116,6 @@ def _mode_leak(state: tuple[bool, bool], what: str, *, seen: bool) -> str:
     went_on = {
         "forward": "a forward in train mode recorded nothing",
         "backward": f"backward() was called on what was not recorded ({_NOT_RECORDED!r})",
-        "step": "an optimizer step followed for which nothing was recorded",
     }[what]
     where = (
         "This line switched it, and nothing switched it back.\n"

@@ -58,6 +58,8 @@ def _later(block: list[ast.stmt], here: int) -> list[ast.stmt]:
 
 def _switch(statement: ast.stmt, names: Names) -> str | None:
     """Return the function that a statement calls, as it is written, if that is all it does."""
+    if isinstance(statement, ast.If):
+        return next(filter(None, (_switch(each, names) for each in statement.body)), None)
     call = statement.value if isinstance(statement, ast.Expr) else None
     if not isinstance(call, ast.Call) or not _switches(names.value(call.func)):
         return None

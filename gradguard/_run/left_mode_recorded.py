@@ -41,6 +41,13 @@ def left(caller: FrameType | None = None) -> Left | None:
     return Left(record.after, line, record.number, _frame_of(record.code) is None, constant)
 
 
+def open_switches() -> frozenset[int]:
+    """Return the numbers of the switches that nothing has taken back, in any thread."""
+    recording = recorder.current
+    still_open = () if recording is None else recording.still_open()
+    return frozenset(record.number for record in still_open)
+
+
 def _is_open(holder: Holder | None) -> bool:
     """Tell whether who has opened a block is still in it."""
     frame = None if holder is None else _frame_of(holder.code)

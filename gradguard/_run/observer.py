@@ -28,7 +28,7 @@ from gradguard._judge.lines import here
 from gradguard._judge.optimizers import has_closure
 from gradguard._run.dropped_guards import dropped_guards
 from gradguard._run.flag_setters import flag_of_modules, flag_of_parameters, train
-from gradguard._run.left_mode_recorded import left
+from gradguard._run.left_mode_recorded import left, open_switches
 from gradguard._run.module_calls import Running, replacement
 from gradguard._run.moved_parameters import parameters_moved
 from gradguard._trace.patching import Patches
@@ -106,10 +106,11 @@ class Observer:
         """Put all back, and say what only the end shows; more than once, nothing new."""
         if not self._active:
             return
+        still_left = open_switches()
         self._patches.remove()
         while self._undo:
             self._undo.pop()()
-        self._attempt(lambda: self.judge.finish(crashed=crashed))
+        self._attempt(lambda: self.judge.finish(crashed=crashed, still_left=still_left))
         self._active = False
 
     def forked(self) -> None:

@@ -119,6 +119,7 @@ class Feeder:
         for each in (*self._added, *self._asked.values()):
             each.remove()
         self._added, self._asked = [], {}
+        self.judge.leaks.finish(self._left.still_left())
         self.judge.steps.finish()
         self.judge.graphs.finish(crashed=False)
 

@@ -26,6 +26,10 @@ class LeftModes:
         self._number = 0
         self._open_in: list[tuple[CodeType, int]] = []  # where the mode is known to be a block's
 
+    def still_left(self) -> tuple[int, ...]:
+        """Return the number of the switch that nothing has taken back, if there is one."""
+        return () if grad_state() == _RECORDING else (self._number,)
+
     def now(self) -> Left | None:
         """Return the mode left switched; None where operations are recorded, or a block is open."""
         state = grad_state()

@@ -154,9 +154,7 @@ class TrainingWatch(Watch):
         if self._hooks:
             super().remove()
             self._feeder.finish()
-            if self.on_violation == "raise":
-                self._waiting.clear()  # it stands in the findings: too late to raise
-            self._tell()
+            self._tell_at_the_end()
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         __tracebackhide__ = True

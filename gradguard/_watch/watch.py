@@ -99,6 +99,12 @@ class Watch:
             if faults:
                 raise self._error(faults)
 
+    def _tell_at_the_end(self) -> None:
+        """Tell the rest, but raise nothing: it is too late for that, and stands in the findings."""
+        if self.on_violation == "raise":
+            self._waiting.clear()
+        self._tell()
+
     def _call(self, on_violation: "Callable[[GradModeError], object]", finding: Finding) -> None:
         try:
             on_violation(self._error([finding]))

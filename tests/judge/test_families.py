@@ -814,6 +814,47 @@ def own_context_manager():
             model(batch())
 
 
+@healthy("mode-leak")
+def phases_that_a_helper_pauses():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def pause():
+        torch.set_grad_enabled(False)
+
+    def resume():
+        torch.set_grad_enabled(True)
+
+    for phase in ("train", "test") * 2:  # the same line calls the model in both
+        if phase == "test":
+            pause()
+        for _ in range(2):
+            loss = model(batch()).square().mean()
+            if phase == "train":
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        if phase == "test":
+            resume()
+
+
+@fault("mode-leak")
+def left_for_good_by_a_helper():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def pause():
+        torch.set_grad_enabled(False)  # HERE
+
+    for turn in range(4):  # no step and no backward shows it: that nothing switches back does
+        loss = model(batch()).square().mean()
+        if loss.requires_grad:
+            loss.backward()
+            optimizer.step()
+        if turn == 1:
+            pause()
+
+
 class Forgetful:
     """A context manager that switches grad off, and back on only after an error."""
 
