@@ -34,10 +34,6 @@ IN_THE_MAKING = [
 ]
 
 
-# Where it begins nothing of it has run, and nothing of it will: so it is with torch's, too.
-OUT_OF_REACH = ("__exit__",)
-
-
 class Signal(Signals):
     """An interrupt at one place in what a program runs of gradguard, where CPython looks for one."""
 
@@ -46,13 +42,9 @@ class Signal(Signals):
         self.place = None
         self.looking = False  # what the test itself asks is no part of the program
 
-    def __call__(self, frame, event, arg):  # up to Python 3.11
-        if event != "call" or frame.f_code.co_name not in OUT_OF_REACH:
-            super().__call__(frame, event, arg)
-
-    @classmethod
-    def at_start(cls, code, offset):  # from Python 3.12 on
-        if code.co_name not in OUT_OF_REACH:
+    def at_start(self, code, offset):
+        # Nothing of an exit has run there, and nothing of it will: so it is with torch's, too.
+        if code.co_name != "__exit__":
             super().at_start(code, offset)
 
     def point(self, code):
