@@ -34,8 +34,9 @@ class _Reference(weakref.ref[nn.Module]):
         return made
 
 
-def _forget(reference: "weakref.ref[nn.Module]") -> None:
-    if isinstance(reference, _Reference):
+# The class as a default: at the interpreter's end this module's names may be gone before a model.
+def _forget(reference: "weakref.ref[nn.Module]", kind: "type[_Reference]" = _Reference) -> None:
+    if isinstance(reference, kind):
         reference.modules.by_id.pop(reference.key, None)
 
 
