@@ -10,6 +10,8 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Protocol
 from weakref import ReferenceType
 
+from typing_extensions import Self
+
 from gradguard._core.guard_stack import Link, Opener, Owner
 
 
@@ -211,6 +213,19 @@ def asleep(link: Link) -> Link | None:
     asleep: Link = (guard, found, owner, None)
     owner.link = asleep
     return asleep
+
+
+class exited_at_error:  # noqa: N801 (as contextlib's own)
+    """Exits a token where an interrupt comes: dropped, it would switch at a random time."""
+
+    token: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self.token is not None:
+            self.token.__exit__(None, None, None)
 
 
 def give_back(own: list[Link], made: list[Any]) -> None:

@@ -45,6 +45,7 @@ from gradguard._core.suspendable import (
     EntersBodies,
     Suspendable,
     all_asleep,
+    exited_at_error,
     give_back,
     steady_mode,
 )
@@ -182,8 +183,7 @@ class Body(Boundary, Suspendable):
 
     def resume(self) -> None:
         """Bring back the body's mode and its open guards, on top of the resumer's."""
-        below = thread.cell[0]
-        found, outside = is_grad_enabled(), is_inference_mode_enabled()
+        below, found, outside = thread.cell[0], is_grad_enabled(), is_inference_mode_enabled()
         self._outside, mode = outside, self._mode
         if mode is None:
             self.grad = grad_inside(found, outside)
@@ -222,23 +222,25 @@ class Body(Boundary, Suspendable):
         own, base = chain[:at], chain[at]
         tokens = [token for link in chain[: at + 1] if (token := token_of(link)) is not None]
         relinked = base is not self._base  # the body closed a guard of the resumer
-        careful = self._autocast or (bool(tokens) and is_any_autocast_enabled())
-        present = enter_inference(mode[1]) if careful and tokens and not relinked else None
-        modes = unwind(own)
-        self._inference = is_inference_mode_enabled()
-        self._own, self._modes = all_asleep(own, modes)
-        self._tokens = any(link[2] is not None for link in self._own)
-        self._steady = steady_mode(self._own, self._modes)
-        self._plain = [link[:2] for link in reversed(self._own) if link[2] is None]
-        self._mode, self._base = mode if self._resumed else None, None
-        _, found, token, thread.cell[0] = base
-        if token is not None:  # in a frame of its own an interrupt might come before
-            token.__exit__(None, None, None)
-        if present is not None:
-            present.__exit__(None, None, None)  # with what autocast was switched to in this step
-        if not relinked and is_inference_mode_enabled() is not self._outside:
-            set_inference(self._outside)
-        set_grad(found is True)  # make_fx and torch.export see no other way back
+        careful = tokens and (self._autocast or is_any_autocast_enabled())
+        with exited_at_error() as present:
+            if careful and not relinked:
+                present.token = enter_inference(mode[1])
+            modes = unwind(own)
+            self._inference = is_inference_mode_enabled()
+            self._own, self._modes = all_asleep(own, modes)
+            self._tokens = any(link[2] is not None for link in self._own)
+            self._steady = steady_mode(self._own, self._modes)
+            self._plain = [link[:2] for link in reversed(self._own) if link[2] is None]
+            self._mode, self._base = mode if self._resumed else None, None
+            _, found, token, thread.cell[0] = base
+            if token is not None:  # in a frame of its own an interrupt might come before
+                token.__exit__(None, None, None)
+            if present.token is not None:  # with what autocast was switched to in this step
+                present.token.__exit__(None, None, None)
+            if not relinked and is_inference_mode_enabled() is not self._outside:
+                set_inference(self._outside)
+            set_grad(found is True)  # make_fx and torch.export see no other way back
 
     def finish(self) -> None:
         """Bring back the resumer's mode and guards; guards that the body left open are closed."""

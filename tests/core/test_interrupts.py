@@ -145,18 +145,20 @@ def holding(kind):
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
-def test_an_interrupt_leaves_the_blocks_to_a_body_that_holds_some(kind, monkeypatch):
+def test_an_interrupt_leaves_the_blocks_to_a_body_that_holds_some(kind, autocast, monkeypatch):
     """Their own exits run and find them open, wherever CPython looks for signals."""
     work, position, came = holding(kind), 0, True
     dropped = []  # errors of exits in a body that nobody holds any more
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: dropped.append(raised.exc_type))
     work()
-    while came:
-        came, came_out = Signals(gradguard, position).run(work)
-        position += 1
-        assert came is came_out
-        assert (gradguard.grad_state(), gradguard.guards()) == ((True, False), ())
+    with torch.autocast("cpu", enabled=autocast):
+        while came:
+            came, came_out = Signals(gradguard, position).run(work)
+            position += 1
+            assert came is came_out
+            assert (gradguard.grad_state(), gradguard.guards()) == ((True, False), ())
     assert position > 100
     assert dropped == []
 
