@@ -143,7 +143,8 @@ class Body(Boundary, Suspendable):
         """Step where an inference block is innermost, and all below it did not switch that mode."""
         guard, found, owner, _ = asleep = self._own[0]
         self._autocast, self._outside = is_any_autocast_enabled(), self._inference
-        itself = None if owner is True else ref(owner)
+        keeper: Any = None if owner is True else owner
+        itself = None if keeper is None else ref(keeper)
         base: Link = (self, grad, None, cell[0])
         top = base
         if self._plain:
@@ -151,11 +152,11 @@ class Body(Boundary, Suspendable):
                 top = (each, its_found, None, top)
             set_grad(found is True)  # what the token brings back
         token = enter_inference(True)
-        if itself is None:
+        if keeper is None:
             top = (guard, found, token, top)
         else:
-            owner.token = token
-            owner.link = top = (guard, found, itself, top)
+            keeper.token = token
+            keeper.link = top = (guard, found, itself, top)
         self._base, cell[0] = base, top
         result = call(passed.pop())
         mode = is_grad_enabled(), is_inference_mode_enabled()
@@ -163,8 +164,8 @@ class Body(Boundary, Suspendable):
             self.suspend()
             return result
         self._mode, cell[0], self._base = mode, base[3], None
-        if itself is not None:
-            owner.link = asleep
+        if keeper is not None:
+            keeper.link = asleep
         exit_inference(token, None, None, None)
         set_grad(grad)  # make_fx and torch.export see no other way back
         return result
