@@ -20,7 +20,7 @@ from gradguard._judge.lines import Callers, Line, here
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import is_recording
 from gradguard._judge.serving import differentiates
-from gradguard._watch.first_calls import FirstCall, called_with, first_calls
+from gradguard._watch.first_calls import FirstCall, called_with, first_calls, has_hooks
 from gradguard._watch.hooks import Hook
 from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.registrations import Registrations
@@ -92,7 +92,7 @@ class Feeder:
         for model in self._models:
             yield model.register_forward_pre_hook(Hook(before))
             yield model.register_forward_hook(Hook(after))
-            yield from first_calls(self, model)
+            yield from first_calls(self, model, many=self._suspects is not None)
         yield Registrations(self)
         yield from self._accumulations()
 
@@ -190,6 +190,8 @@ class Feeder:
 
     def _ask(self, module: nn.Module) -> None:
         """See when a module runs next, where that is not seen already."""
+        if not has_hooks(module):
+            return
         asked = self._asked.get(id(module))
         if (asked is None or not asked.active) and all(module is not each for each in self._models):
             self._asked[id(module)] = FirstCall(self, module)
@@ -239,7 +241,7 @@ class Feeder:
         if self._is_watched(owner):
             self.judge.module_set(owner, name, new, frame)
             if new is not None:
-                self._added += [FirstCall(self, each) for each in new.modules()]
+                self._added += [FirstCall(self, each) for each in new.modules() if has_hooks(each)]
 
     def _is_watched(self, owner: nn.Module) -> bool:
         return any(id(owner) in self.judge.scene.modules.tree(model) for model in self._models)

@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Protocol
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._watch.hooks import Hook
@@ -42,17 +43,23 @@ class FirstCall(Hook):
         self._handle.remove()
 
 
-def first_calls(feeder: Called, model: nn.Module) -> Iterator[Removable]:
+def first_calls(feeder: Called, model: nn.Module, *, many: bool) -> Iterator[Removable]:
     """See where each module with parameters is called.
 
-    What a Sequential holds needs no hook: it is called when that is.
+    Of many, what a Sequential holds has no hook: it is called when that is. (Where it is called by
+    hand, ``model[0](x)``, that is seen once it is asked for.)
     """
-    within = {id(each) for module in model.modules() for each in called_with(module)}
+    within = {id(each) for module in model.modules() for each in called_with(module) if many}
     within.add(id(model))
     for module in model.modules():
         holds = module._parameters or any(True for _ in module.children())  # noqa: SLF001 (its own alone)
-        if holds and id(module) not in within:
+        if holds and id(module) not in within and has_hooks(module):
             yield FirstCall(feeder, module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether torch runs forward hooks on it: on script modules none."""
+    return not isinstance(module, ScriptModule)
 
 
 def called_with(module: nn.Module) -> Iterable[nn.Module]:

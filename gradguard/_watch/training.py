@@ -56,7 +56,8 @@ def watch_training(
         patience: how many steps in a row a parameter may be without a gradient, at least 1.
         on_violation: ``"raise"`` a `GradModeError` out of the forward or the step, ``"warn"`` with
             a `GradModeWarning` at their line, or a callable that is given the error, once for each
-            line and kind. Notices, which may be meant, are never raised.
+            line and kind. Notices, which may be meant, are never raised; what only the end of
+            the watch shows is a warning, since an error of the program's may be under way.
 
     Returns:
         A handle: a context manager with ``remove()``, ``report()``, ``findings`` and the ints

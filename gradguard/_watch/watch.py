@@ -1,7 +1,7 @@
 """What both watches are: a handle over hooks, and what becomes of a finding."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -90,9 +90,7 @@ class Watch:
                 if new:
                     self._call(self.on_violation, finding)
         elif self.on_violation == "warn":
-            for finding, new in found:
-                if new:
-                    warn(self._text(finding), GradModeWarning)
+            self._warn(finding for finding, new in found if new)
         else:
             # A notice is true and often meant: it stands in `findings` and the log.
             faults = [finding for finding, _ in found if finding.severity == "fault"]
@@ -100,10 +98,15 @@ class Watch:
                 raise self._error(faults)
 
     def _tell_at_the_end(self) -> None:
-        """Tell the rest, but raise nothing: it is too late for that, and stands in the findings."""
+        """Tell the rest; what would be raised is a warning: an error of the program's may be on."""
         if self.on_violation == "raise":
-            self._waiting.clear()
+            found, self._waiting = self._waiting, []
+            self._warn(each for each, new in found if new and each.severity == "fault")
         self._tell()
+
+    def _warn(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            warn(self._text(finding), GradModeWarning)
 
     def _call(self, on_violation: "Callable[[GradModeError], object]", finding: Finding) -> None:
         try:

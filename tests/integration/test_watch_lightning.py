@@ -198,6 +198,7 @@ def test_fabric_steps_are_watched():
         assert watch.report() == "watch_training: 1 optimizer steps, nothing found"
         with pytest.raises(GradModeError, match="2 trainable parameters"):
             for _ in range(8):  # one batch may be skipped
+                model(torch.randn(3, 4))
                 optimizer.step()
 
 

@@ -578,7 +578,7 @@ class Two(nn.Module):
 
 
 @pytest.mark.usefixtures("only_watch")
-@pytest.mark.parametrize(("made", "hooks_of_modules"), [(nn.Sequential, 2), (Two, 4)])
+@pytest.mark.parametrize(("made", "hooks_of_modules"), [(nn.Sequential, 4), (Two, 4)])
 def test_remove_leaves_no_hook(made, hooks_of_modules):
     """After remove(), twice, no hook is left on model, optimizer or torch's global tables."""
     gc.collect()
@@ -825,3 +825,51 @@ def test_a_script_module_by_itself_cannot_be_watched():
     with watch_training(model, torch.optim.SGD(model.parameters(), lr=0.1)) as watch:
         model(torch.ones(1, 2)).sum().backward()
     assert "forwards" in watch.report()
+
+
+def test_what_would_be_raised_is_a_warning_at_the_end():
+    """A mode left in the loop's own function, which torch's error ends: the watch still tells it."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def train():
+        for step in range(2):
+            if step:
+                torch.set_grad_enabled(False)
+            loss = model(torch.ones(1, 2)).sum()
+            loss.backward()
+            optimizer.step()
+
+    with pytest.warns(GradModeWarning, match="Grad mode was left off") as told:
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            with watch_training(model, optimizer):
+                train()
+    torch.set_grad_enabled(True)
+    assert [str(one.message).count("set_grad_enabled(False)") for one in told] == [1]
+
+
+def test_the_parts_of_a_sequential_that_are_called_by_hand():
+    """A part that is called as model[0], and cut off, is told at the first step."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch_training(model, optimizer):
+        model[1](model[0](torch.ones(1, 2)).detach()).sum().backward()
+        with pytest.raises(
+            GradModeError, match=r"at optimizer step 1(.|\n)*\n  0\.weight\n  0\.bias"
+        ):
+            optimizer.step()
+
+
+def test_a_script_module_inside_a_watched_one():
+    """It has no hooks: it is watched by what surrounds it, also where it is put in its place later."""
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    model = nn.Sequential(scripted, nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch_training(model, optimizer) as watch:
+        for _ in range(2):
+            model[1](torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        model.append(torch.jit.script(nn.Linear(1, 1)))
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert watch.findings == []
