@@ -1,8 +1,10 @@
 """What a block or call has left switched: found, put back, and said."""
 
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from sys import getrefcount
 from types import FrameType, MethodType
 from typing import Any
 
@@ -122,18 +124,39 @@ def _left_by_torch(wanted: GradState) -> Iterator[InferenceToken]:
     kind: Any = TORCH_GUARDS["inference_mode"]
     guards: list[Any] = [each for each in gc.get_objects() if type(each) is kind]
     left = [
-        guard
-        for guard in guards
-        if guard.mode is not wanted.inference_mode
-        and len(vars(guard)) > 1  # entered: it has a token besides its mode
-        and not any(_exits(each) for each in gc.get_referrers(guard))
+        guards[at]
+        for at in range(len(guards))
+        if guards[at].mode is not wanted.inference_mode
+        and len(vars(guards[at])) > 1  # entered: it has a token besides its mode
+        and not _is_exited_by_somebody(guards, at)
     ]
     if len(left) == 1 or threading.active_count() == 1:
         yield from left
 
 
-def _exits(referrer: object) -> bool:
-    return type(referrer) is MethodType and referrer.__name__ == "__exit__"
+def _is_exited_by_somebody(guards: list[Any], at: int) -> bool:
+    """Tell whether a ``with`` or an exit stack holds the guard."""
+    referrers = gc.get_referrers(guards[at])
+    if any(type(each) is MethodType and each.__name__ == "__exit__" for each in referrers):
+        return True
+    if sys.version_info < (3, 14):
+        return False
+    # From there on a `with` holds the guard itself, among what its frame works on: that shows
+    # as a reference that neither an object nor a variable has.
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 (inspect.currentframe may be None)
+    variables = 0
+    while frame is not None:
+        variables += sum(value is guards[at] for value in frame.f_locals.values())
+        frame = frame.f_back
+    others = sum(each is not guards for each in referrers)
+    return _references(guards, at) - _BY_A_LIST_ALONE > others + variables
+
+
+def _references(held: list[Any], at: int) -> int:
+    return getrefcount(held[at])
+
+
+_BY_A_LIST_ALONE = _references([object()], 0)
 
 
 def _names(roots: tuple[Module, ...], modules: Modules) -> list[str]:

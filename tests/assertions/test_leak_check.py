@@ -514,16 +514,14 @@ def test_a_plain_call_before_a_guard_in_use_is_told():
     torch.set_grad_enabled(True)
 
 
-LEFT = []
-
-
 def test_torchs_inference_guard_is_exited_for_good():
     """One of torch's that was left open does not switch the mode when it is dropped later."""
+    left = []  # made here: the collector shows nothing of what it was told to freeze
     with pytest.raises(GradLeakError, match="left inference mode on"), leak_check():
-        LEFT.append(torch.inference_mode())
-        LEFT[0].__enter__()
+        left.append(torch.inference_mode())
+        left[0].__enter__()
     with torch.no_grad():
-        LEFT.clear()
+        left.clear()
         gc.collect()
         assert gradguard.grad_state() == GradState(grad_enabled=False, inference_mode=False)
 
@@ -552,10 +550,11 @@ def test_an_inference_guard_that_others_are_in_is_left_alone():
     for thread in threads:
         thread.start()
     inside.wait()
+    left = []
     with pytest.raises(GradLeakError), leak_check():
-        LEFT.append(torch.inference_mode())
-        LEFT[0].__enter__()
-    LEFT.clear()
+        left.append(torch.inference_mode())
+        left[0].__enter__()
+    left.clear()
     go_on.set()
     for thread in threads:
         thread.join()
