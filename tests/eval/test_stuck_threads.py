@@ -7,23 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gradguard._eval import stuck_threads
 from gradguard._eval.stuck_threads import Looks, Thread
 
 LOOKS = 150  # more than any thread is looked at before it counts as stuck
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="the system does not tell of threads"
 )
-
-
-@pytest.fixture(autouse=True)
-def alone_in_the_process(monkeypatch):
-    """Leave out what other tests have left running: threads that compile, say, and wake at times."""
-    before = {int(task.name) for task in Path("/proc/self/task").iterdir()}
-    look = stuck_threads._progress_of_others
-    monkeypatch.setattr(
-        stuck_threads, "_progress_of_others", lambda looking: look(before.union(looking))
-    )
 
 
 @contextmanager
