@@ -1,5 +1,6 @@
 """The rows of `tests/matrix`: one for each set of versions, in the order of their numbers."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_a_row_takes_the_place_of_the_one_with_its_versions(matrix, monkeypatch,
     assert matrix["table"]().splitlines()[2] == "| 2.8.0 | 3.11.7 | 9.2.0 | 2 | 0 | 0 | 1 |"
 
 
+@pytest.mark.skipif("GRADGUARD_MATRIX_COUNTS" in os.environ, reason="a run writes its row first")
 def test_the_readme_has_the_rows(matrix):
     """The README's table is of the rows that the runs have written."""
     readme = MATRIX.parent.parent / "README.md"
