@@ -20,11 +20,11 @@ from gradguard._judge.lines import Callers, Line, here
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import is_recording
 from gradguard._judge.serving import differentiates
-from gradguard._watch.first_calls import FirstCall, called_with, first_calls, has_hooks
+from gradguard._watch.first_calls import FirstCall, called_with, first_calls
 from gradguard._watch.hooks import Hook
 from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.registrations import Registrations
-from gradguard._watch.watch import Removable
+from gradguard._watch.watch import Removable, has_hooks
 
 _AT_ONCE = 8  # parameters and buffers looked at in one step
 _AT_FIRST = 512  # in a first forward; of more, those that are suspect when the watch is made

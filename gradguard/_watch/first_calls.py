@@ -6,11 +6,10 @@ from types import FrameType
 from typing import Protocol
 
 from torch import nn
-from torch.jit import ScriptModule
 
 from gradguard._core.state import is_dynamo_compiling
 from gradguard._watch.hooks import Hook
-from gradguard._watch.watch import Removable
+from gradguard._watch.watch import Removable, has_hooks
 
 _UNRECORDED = 8  # calls under no_grad: rollouts before the training, or a part never recorded
 
@@ -55,11 +54,6 @@ def first_calls(feeder: Called, model: nn.Module, *, many: bool) -> Iterator[Rem
         holds = module._parameters or any(True for _ in module.children())  # noqa: SLF001 (its own alone)
         if holds and id(module) not in within and has_hooks(module):
             yield FirstCall(feeder, module)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether torch runs forward hooks on it: on script modules none."""
-    return not isinstance(module, ScriptModule)
 
 
 def called_with(module: nn.Module) -> Iterable[nn.Module]:

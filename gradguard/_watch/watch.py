@@ -24,6 +24,11 @@ OnViolation: TypeAlias = "Literal['raise', 'warn'] | Callable[[GradModeError], o
 _LOGGER = logging.getLogger("gradguard")
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether torch runs forward hooks on it: on script modules none."""
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
 def check_has_hooks(models: Sequence[nn.Module], asker: str) -> None:
     """Check that torch runs forward hooks on these modules.
 
@@ -31,7 +36,7 @@ def check_has_hooks(models: Sequence[nn.Module], asker: str) -> None:
         TypeError: one is a ScriptModule, on which torch registers none.
     """
     for model in models:
-        if isinstance(model, torch.jit.ScriptModule):
+        if not has_hooks(model):
             raise TypeError(_no_hooks(type(model).__name__, asker))
 
 
