@@ -78,6 +78,23 @@ def some_trainer(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def recording_afterwards():
+    """A test of interrupts ends recording, whatever it found; no collection comes in between."""
+    from interrupting import EACH_BYTECODE
+
+    from gradguard import GradState
+    from gradguard._core.state import put_back
+
+    if EACH_BYTECODE and sys.gettrace() is not None:
+        pytest.skip("the trace function is coverage's")
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    put_back(GradState(grad_enabled=True, inference_mode=False))
+
+
+@pytest.fixture
 def process_group():
     """Initialize a process group of one."""
     from torch import distributed

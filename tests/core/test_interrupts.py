@@ -1,7 +1,6 @@
 """An exception from outside wherever it can come in an entry, step or exit: see `interrupting`."""
 
 import asyncio
-import gc
 import sys
 
 import pytest
@@ -19,21 +18,9 @@ from interrupting import (
 )
 
 import gradguard
-from gradguard import GradState
 from gradguard._core.guard_stack import thread
-from gradguard._core.state import put_back
 
-
-@pytest.fixture(autouse=True)
-def recording_afterwards():
-    """Every test ends recording, whatever it found; no collection comes in between."""
-    if EACH_BYTECODE and sys.gettrace() is not None:
-        pytest.skip("the trace function is coverage's")
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    put_back(GradState(grad_enabled=True, inference_mode=False))
+pytestmark = pytest.mark.usefixtures("recording_afterwards")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

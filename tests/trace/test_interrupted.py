@@ -1,13 +1,11 @@
 """Interrupts amid recording: a trace, ``gradguard run`` and the pytest plugin leave no wrong mode."""
 
-import gc
-import sys
 from collections import deque
 from contextlib import contextmanager
 
 import pytest
 import torch
-from interrupting import BOTH, EACH_BYTECODE, Signals, every_position, forms, own_forms
+from interrupting import BOTH, Signals, every_position, forms, own_forms
 
 import gradguard
 from gradguard._pytest import mode_changes, scope
@@ -16,21 +14,10 @@ from gradguard._trace import recorder as _recorder
 from gradguard._trace.open_switches import OpenSwitches
 
 pytestmark = [
+    pytest.mark.usefixtures("recording_afterwards"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def recording_afterwards():
-    """Every test ends recording, whatever it found; no collection comes in between."""
-    if EACH_BYTECODE and sys.gettrace() is not None:
-        pytest.skip("the trace function is coverage's")
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    torch._C._set_grad_enabled(True)
 
 
 @contextmanager
