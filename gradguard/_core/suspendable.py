@@ -190,6 +190,15 @@ def steady_mode(own: list[Link], modes: list[bool]) -> tuple[bool, bool] | None:
     return (False, True) if tokens[:1] == [True] and sum(tokens) == 1 and modes[0] else None
 
 
+def without_tokens(own: list[Link]) -> list[tuple[Opener, bool | None]]:
+    """The guards of a body that have none, and what each found, outermost first.
+
+    A function of its own: CPython 3.12 puts no handler around the jump back of a loop from amid
+    its body, so an interrupt there would pass by a ``with`` or ``try`` around the loop.
+    """
+    return [link[:2] for link in reversed(own) if link[2] is None]
+
+
 def all_asleep(own: list[Link], modes: list[bool]) -> tuple[list[Link], list[bool]]:
     """The links of a body as `asleep`, without those of torch's own guards, and their modes."""
     slept = [(asleep(link), mode) for link, mode in zip(own, modes, strict=True)]

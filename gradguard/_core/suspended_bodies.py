@@ -48,6 +48,7 @@ from gradguard._core.suspendable import (
     exited_at_error,
     give_back,
     steady_mode,
+    without_tokens,
 )
 from gradguard._core.torch_versions import GRAPHS_DEFER_GRAD, grad_is_deferred
 
@@ -232,7 +233,7 @@ class Body(Boundary, Suspendable):
             self._own, self._modes = all_asleep(own, modes)
             self._tokens = any(link[2] is not None for link in self._own)
             self._steady = steady_mode(self._own, self._modes)
-            self._plain = [link[:2] for link in reversed(self._own) if link[2] is None]
+            self._plain = without_tokens(self._own)
             self._mode, self._base = mode if self._resumed else None, None
             _, found, token, thread.cell[0] = base
             if token is not None:  # in a frame of its own an interrupt might come before

@@ -150,8 +150,8 @@ def _attribute(owner: Any, name: str) -> _Attribute:
 def replaced() -> list[str]:
     """Name all that is replaced now, such as ``torch.nn.modules.module.Module.train``."""
     with _lock:
-        places = [place for place in _attributes.values() if place.layers]
-        return [f"{_name(place.owner)}.{place.name}" for place in places]
+        places = list(_attributes.values())
+    return [f"{_name(place.owner)}.{place.name}" for place in places if place.layers]
 
 
 def _name(owner: Any) -> str:
