@@ -99,6 +99,7 @@ class Guard(Opener):
         except BaseException:
             exit_again(self, locals().get("top"))
             raise
+        guard = None  # whether anybody holds it is counted
         close(self, exc)
 
     def __call__(self, orig_func: F) -> F:

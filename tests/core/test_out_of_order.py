@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import itertools
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import gradguard
 from gradguard import GradModeWarning, GradState
+from gradguard._core.guard_stack import links
 from gradguard._core.state import put_back
 
 MAKE = {
@@ -241,3 +243,26 @@ def test_a_call_whose_warning_is_an_error_exits_once(name):
             guard(left_open.__enter__)()
         assert gradguard.guards() == (guard, left_open)
         left_open.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("inside", [(), (gradguard.no_grad,)])
+def test_an_entry_that_nobody_will_exit_ends_with_the_block_around_it(inside):
+    """At once, though its link is still held, as the traceback of an interrupt holds it."""
+    shared = copy.copy(gradguard.inference_mode())  # its token lies on the thread's chain
+    outer, inner = gradguard.no_grad(), [make() for make in inside]
+    outer.__enter__()
+    shared.__enter__()
+    held = links()
+    del shared
+    for guard in inner:
+        guard.__enter__()
+    with pytest.warns(gradguard.GradModeWarning) if inner else contextlib.nullcontext():
+        outer.__exit__(None, None, None)
+    grad = not inside
+    assert gradguard.grad_state() == (grad, False)
+    del held
+    assert gradguard.grad_state() == (grad, False)
+    for guard in inner:
+        guard.__exit__(None, None, None)
+    assert gradguard.grad_state() == (True, False)
+    assert gradguard.guards() == ()
