@@ -168,7 +168,9 @@ def test_no_loop_jumps_back_past_a_handler():
     if not unhandled_jumps(unguarded_loop.__code__):
         pytest.skip("this Python's handlers cover every jump")
     home = Path(gradguard.__file__).parent
-    sources = [path for part in ("_core", "_eval", "_trace") for path in home.glob(f"{part}/**/*.py")]
+    sources = [
+        path for part in ("_core", "_eval", "_trace") for path in home.glob(f"{part}/**/*.py")
+    ]
     assert len(sources) > 30
     for source in sources:
         code = compile(source.read_text(encoding="utf-8"), str(source), "exec")
