@@ -1,6 +1,7 @@
 """What a callable leads to: the modules, tensors and generators that a call of it may change."""
 
 import gc
+import sys
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 
 _FOUND = (torch.nn.Module, torch.Tensor, torch.Generator)
 _STOP = (*_FOUND, type, ModuleType, FrameType)
-_STEPS = 5  # a module in the __dict__ of an object in a list in a closure; 3.10 has the __dict__
+# A module in a list in a dict of the object that a bound method is of; 3.10 goes by the __dict__.
+_STEPS = 5 if sys.version_info >= (3, 11) else 6
 
 
 def reachable_from(*roots: object) -> list[Any]:
