@@ -96,7 +96,8 @@ class InARow:
             by_line.setdefault(line, []).append(missing)
         for line, found in by_line.items():
             seen = found[0].seen
-            why = wording.why_none(seen.kind, recorded=seen.recorded, reentrant=seen.reentrant)
+            recorded = seen.recorded_call is not None
+            why = wording.why_none(seen.kind, recorded=recorded, reentrant=seen.reentrant)
             self._scene.ledger.add(
                 "no-gradient",
                 line,

@@ -8,10 +8,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradguard._core.state import is_inference_mode_enabled
-from gradguard._judge.lines import Line
+from gradguard._judge.facts import Forward
+from gradguard._judge.lines import Line, here
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import Scene
 
+_FAILED = "nference tensor"  # cannot be saved for backward, or be updated outside its mode
 _AT_ONCE = 512  # parameters that are looked at in one step
 _PARAMETERS, _BUFFERS, _STATE = "parameters", "buffers", "optimizer state"
 
@@ -57,6 +59,11 @@ class InferenceTensors:
             if any(map(self._is_told, buffers)):
                 trainable = (p for p in module.parameters() if p.requires_grad)
                 self._scene.stopped.update(map(id, trainable))
+
+    def failed(self, forward: Forward, error: RuntimeError) -> None:
+        """Look at a module in train mode whose forward failed on what was set since the first."""
+        if forward.recorded and forward.training and _FAILED in str(error):
+            self.forward(forward.module, here(forward.frame))
 
     def step(self, optimizer: Optimizer, held: Held, line: Line) -> None:
         """Look at a step, ever more rarely: it takes as long as a look at all gradients."""

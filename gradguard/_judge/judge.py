@@ -151,6 +151,7 @@ class Judge:
         held.group_since[before:] = [held.good]
         for p in group:
             self.gradients.add(held, p)
+        self.scene.modules.given(group)
         self.inference.given(group, line)
 
     def loaded(self, optimizer: Optimizer, line: Line) -> None:

@@ -57,6 +57,7 @@ class Seen:
         "recorded_call",
         "reentrant",
         "reference",
+        "trained",
         "tree",
         "unrecorded_call",
         "version",
@@ -70,6 +71,7 @@ class Seen:
         self.unrecorded_call: Line | None = None  # of the first under no_grad while training
         self.outermost = False  # whether the program called it, rather than another module
         self.recorded = False  # whether a forward of it was recorded
+        self.trained = False  # whether it had run before an optimizer was given its parameters
         self.reentrant = False  # whether its forward ran in a reentrant checkpoint
         self.last_ran = 0  # when a forward of it was seen last, by a watch
         self.last_recorded = 0  # and one that was recorded
@@ -146,6 +148,22 @@ class Modules:
         if seen is None:
             seen = self.by_id[key] = Seen(module, _Reference(module, self))
         return seen
+
+    def given(self, parameters: Iterable[Tensor]) -> None:
+        """Take parameters that an optimizer was given: their modules are trained from now on.
+
+        What ran before, to see the shape that it returns or to make lazy parameters, was none of
+        the training: that it is called, and where, is looked at once more.
+        """
+        ours = {id(p) for p in parameters}
+        before = [(module, seen) for module, seen in self.ran() if not seen.trained]
+        for module, seen in before:
+            if any(id(p) in ours for p in module.parameters()):
+                seen.trained = True
+                seen.recorded_call = seen.unrecorded_call = None
+        if any(seen.trained for _, seen in before):
+            for _, seen in self.alive():
+                seen.known = None
 
     def alive(self) -> Iterator[tuple[nn.Module, Seen]]:
         """Yield the modules that are alive."""

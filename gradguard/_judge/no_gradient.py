@@ -110,7 +110,7 @@ class NoGradients:
         for line, found in by_line.items():
             why = wording.why_none(
                 found[0].seen.kind,
-                recorded=found[0].seen.recorded,
+                recorded=found[0].seen.recorded_call is not None,
                 reentrant=found[0].seen.reentrant,
             )
             self._scene.ledger.add(
@@ -143,7 +143,7 @@ class NoGradients:
                     del left[id(p)]
                     called = self._called(name, learned, modules)
                     if called is not None:
-                        line = called.recorded_call or called.unrecorded_call or called.called
+                        line = called.recorded_call or called.unrecorded_call
                         if line is not None:
                             yield id(p), line, Missing(plain(name), seen.kind, called)
 

@@ -40,13 +40,12 @@ class Unregistered:
         tree = self._scene.modules.tree(root)
         if id(module) in tree or not _is_foreign(module, root, tree):
             return
-        if any(id(module) in tree for tree in self._known_trees()):
-            return
-        if _is_given(module, frame):
-            return
-        line = here(frame)
-        found = _Found(module, root, line, referrers.attribute(root, module))
-        self._note(found, module)
+        found = self._found.get(id(module))
+        if found is None:
+            if any(id(module) in tree for tree in self._known_trees()) or _is_given(module, frame):
+                return
+            found = _Found(module, root, here(frame), referrers.attribute(root, module))
+            self._note(found, module)
         if not root.training and any(map(acts, module.modules())):
             self._tell(found, _unregistered_acts(found.root_kind, found.kind, found.held_by))
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.distributions import Distribution
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
 from gradguard._core.torch_versions import exports, sequence_number
-from gradguard._graph.tensors import tensors
+from gradguard._graph.tensors import Parts, Way, items, walk
 from gradguard._judge import referrers, wording
 from gradguard._judge.facts import Forward
 from gradguard._judge.lines import Line, codes_of, line_at
@@ -130,7 +131,7 @@ class Graphs:
         if isinstance(output, Tensor):
             nodes = {output.grad_fn}
         else:
-            nodes = {tensor.grad_fn for _, tensor in tensors(output)}
+            nodes = {each.grad_fn for _, each in walk(output, _parts) if isinstance(each, Tensor)}
         known = [node for node in nodes if node is not None][:_OUTPUTS]
         if known:
             graph: Callable[[Any], None] = _Graph(calling, self._scene.steps)
@@ -177,6 +178,11 @@ class Graphs:
                 model=calling.kind,
                 severity="notice",
             )
+
+
+def _parts(_: Way, value: object) -> Parts | None:
+    """Give what a forward returns in one: a policy's distribution keeps its tensors to itself."""
+    return items(vars(value) if isinstance(value, Distribution) else value)
 
 
 def _share(calls: int) -> int:

@@ -74,6 +74,9 @@ def replacement(  # noqa: C901 (one function, for the time of its calls)
                 output = self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
             else:
                 output = original(self, *args, **kwargs)
+        except RuntimeError as error:
+            attempt(judge.inference.failed, forward, error)
+            raise
         finally:
             running.forward = running.inside = None  # a frame keeps all its locals alive
         if not recorded:

@@ -209,6 +209,52 @@ def token_for_another_mode():
     fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
+@fault("no-gradient")
+def lazy_encoder_probed_and_then_under_no_grad():
+    encode = nn.Sequential(nn.LazyLinear(8), nn.Tanh())
+    encode(batch())
+    head = nn.Linear(8, 2)
+    optimizer = torch.optim.Adam([*encode.parameters(), *head.parameters()])
+    for _ in range(3):
+        with torch.no_grad():
+            codes = encode(batch())  # HERE
+        optimizer.zero_grad()
+        head(codes).square().mean().backward()
+        optimizer.step()
+
+
+@fault("no-gradient")
+def encoder_asked_for_its_size_and_then_detached():
+    encode = nn.Linear(4, 8)
+    head = nn.Linear(encode(batch(1)).shape[-1], 2)
+    optimizer = torch.optim.SGD([*encode.parameters(), *head.parameters()], lr=0.1)
+    for _ in range(3):
+        codes = encode(batch()).detach()  # HERE
+        optimizer.zero_grad()
+        head(codes).square().mean().backward()
+        optimizer.step()
+
+
+@healthy("no-gradient")
+def part_probed_and_never_trained():
+    encode, other, head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+    assert encode(batch()).shape == other(batch()).shape
+    every = [p for module in (encode, other, head) for p in module.parameters()]
+    optimizer = torch.optim.SGD(every, lr=0.1)
+    fit(head, optimizer, forward=lambda x: head(encode(x)))
+
+
+@healthy("no-gradient")
+def part_that_is_thawed_after_it_ran():
+    model = net()
+    model[0].requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    fit(model, optimizer)
+    model[0].requires_grad_(requires_grad=True)
+    optimizer.add_param_group({"params": model[0].parameters()})
+    fit(model, optimizer)
+
+
 # empty-step
 
 
@@ -421,6 +467,59 @@ def saliency():
         model(x)[:, 0].sum().backward()
 
 
+class Policy(nn.Module):
+    def __init__(self, made):
+        super().__init__()
+        self.body, self.made = nn.Linear(4, 2), made
+
+    def forward(self, x):
+        return self.made(self.body(x))
+
+
+def of_actions(logits):
+    return torch.distributions.Categorical(logits=logits)
+
+
+def of_forces(mean):
+    scale = torch.ones_like(mean)
+    return {"action": torch.distributions.Independent(torch.distributions.Normal(mean, scale), 1)}
+
+
+@fault("recorded-eval", "notice")
+def policy_asked_for_its_best_action():
+    policy = Policy(of_actions).eval()
+    for _ in range(4):
+        policy(batch()).probs.argmax(-1).tolist()  # HERE
+
+
+@fault("recorded-eval", "notice")
+def policy_asked_for_its_mean():
+    policy = Policy(of_forces)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    for _ in range(3):
+        fit(policy, optimizer, 1, forward=lambda x: policy.train()(x)["action"].mean)
+        policy.eval()
+        policy(batch())["action"].mean.tolist()  # HERE
+
+
+@healthy("recorded-eval")
+def policy_that_learns_from_its_distribution():
+    policy = Policy(of_forces).eval()
+    for _ in range(4):
+        policy(batch())["action"].log_prob(torch.zeros(8, 2)).sum().backward()
+
+
+@healthy("recorded-eval")
+def divergence_from_a_frozen_policy():
+    policy, old = Policy(of_actions), Policy(of_actions).requires_grad_(False).eval()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+
+    def divergence(x):
+        return torch.distributions.kl_divergence(old(x), policy(x))
+
+    fit(policy, optimizer, forward=divergence)
+
+
 # train-mode-inference
 
 
@@ -592,6 +691,72 @@ def dropout_made_in_the_forward():
     with torch.no_grad():
         for _ in range(3):
             model(batch())
+
+
+def trained_and_evaluated(model):
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.eval()
+    with torch.no_grad():
+        model(batch())
+
+
+@fault("unregistered")
+def dropouts_of_a_list_in_evaluation():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.dropouts = nn.Linear(4, 2), [nn.Dropout(0.3), nn.Dropout(0.1)]
+
+        def forward(self, x):
+            return self.dropouts[1](self.body(x))  # HERE
+
+    trained_and_evaluated(Heads())
+
+
+@fault("unregistered")
+def dropout_of_a_block_in_evaluation():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.after = nn.Linear(4, 4), (nn.GELU(), nn.Dropout(0.3))
+
+        def forward(self, x):
+            for each in self.after:
+                x = each(x)  # HERE
+            return self.body(x)
+
+    trained_and_evaluated(nn.Sequential(Block(), nn.Linear(4, 2)))
+
+
+@healthy("unregistered")
+def noise_for_training_alone():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.noise = nn.Linear(4, 2), (nn.Dropout(0.3),)
+
+        def forward(self, x):
+            return self.noise[0](self.body(x)) if self.training else self.body(x)
+
+    trained_and_evaluated(Noisy())
+
+
+@healthy("unregistered")
+def hidden_dropout_put_in_eval_by_hand():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.dropouts = nn.Linear(4, 2), [nn.Dropout(0.3)]
+
+        def train(self, mode=True):
+            for each in self.dropouts:
+                each.train(mode)
+            return super().train(mode)
+
+        def forward(self, x):
+            return self.dropouts[0](self.body(x))
+
+    trained_and_evaluated(Heads())
 
 
 @healthy("unregistered")
@@ -947,6 +1112,83 @@ def buffer_made_at_the_first_forward():
         with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
             fit(model, optimizer, 1)
         optimizer.step()
+
+
+@fault("inference-tensor")
+def cache_made_longer_by_a_validation():
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+            self.register_buffer("scale", torch.ones(8, 1))
+
+        def forward(self, x):
+            if len(x) > len(self.scale):
+                self.register_buffer("scale", torch.ones(len(x), 1))  # HERE
+            return self.body(x) * self.scale[: len(x)]
+
+    model = Placed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, optimizer)
+    with torch.inference_mode():
+        model.eval()(batch(16))
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        fit(model.train(), optimizer)
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.register_buffer("centres", torch.randn(2, 4))
+
+    @torch.inference_mode()
+    def refresh(self, x):
+        self.centres = self.body(x)[:2]
+
+    def forward(self, x):
+        return self.body(x) @ F.normalize(self.centres, dim=-1).T
+
+
+@fault("inference-tensor")
+def centres_counted_on_after_inference_mode():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 2)
+            self.register_buffer("seen", torch.zeros(2))
+
+        def forward(self, x):
+            z = self.body(x)
+            self.seen += z.detach().mean(0)
+            return z
+
+    model = Counting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, optimizer)
+    with torch.inference_mode():
+        model.seen = torch.zeros(2)  # HERE
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        fit(model, optimizer)
+
+
+@healthy("inference-tensor")
+def centres_that_autograd_does_not_save():
+    model = Centred()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        fit(model, optimizer)
+        model.refresh(batch())
+
+
+@healthy("inference-tensor")
+def failure_for_another_reason():
+    model = Centred()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, optimizer)
+    model.refresh(batch())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(torch.randn(8, 5))
 
 
 @healthy("inference-tensor")
