@@ -31,7 +31,7 @@ def attributes(value: object) -> Parts:
         array: Any = value
         return ((item, number, part) for number, part in enumerate(array.ravel().tolist()))
     if may_have_attributes(value):
-        return ((attribute, name, part) for name, part in _own(value))
+        return ((attribute, name, part) for name, part in own_attributes(value))
     referents = (part for part in gc.get_referents(value) if part is not type(value))
     return ((_referent, number, part) for number, part in enumerate(referents))
 
@@ -64,7 +64,7 @@ def besides(structure: Parts, value: object) -> Parts:
     if isinstance(value, Mapping):
         yield from ((_key, number, key) for number, key in enumerate(value) if _is_object(key))
     if isinstance(value, _BUILT_IN) or is_dataclass(value):  # others are what they show
-        for name, part in _own(value):
+        for name, part in own_attributes(value):
             if id(part) not in known:
                 yield attribute, name, part
 
@@ -81,7 +81,7 @@ def module_parts(module: nn.Module) -> Parts:
     """Give a module's children, buffers and what else is assigned to it; not its parameters."""
     yield from ((attribute, name, child) for name, child in module.named_children())
     yield from ((attribute, name, part) for name, part in module.named_buffers(recurse=False))
-    for name, part in _own(module):
+    for name, part in own_attributes(module):
         if name not in _OF_ANY_MODULE:
             yield attribute, name, part
 
@@ -122,7 +122,8 @@ def _keyword(name: str) -> str:
     return f".__kwdefaults__{index(name)}"
 
 
-def _own(value: object) -> Iterator[tuple[str, object]]:
+def own_attributes(value: object) -> Iterator[tuple[str, object]]:
+    """Yield the attributes of an object and what is in its slots, without running its code."""
     for kind in type(value).__mro__:
         names = vars(kind)
         if "__slots__" in names:

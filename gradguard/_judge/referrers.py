@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradguard._graph.attributes import own_attributes
+
 _DEEPEST = 3
 _MOST = 20_000  # objects looked at
 _REGISTERED = ("_modules", "_parameters", "_buffers")
@@ -74,19 +76,32 @@ def _names_of(kept: list[Tensor]) -> Iterator[tuple[int, str]]:
     once for all lists of them, and once for whose attributes those are.
     """
     holders = [each for each in gc.get_referrers(*kept) if each is not kept] if kept else []
-    dicts = [each for each in holders if isinstance(each, dict)]
     rows = [each for each in holders if isinstance(each, (list, tuple))]
-    around = [each for each in gc.get_referrers(*rows) if isinstance(each, dict)] if rows else []
+    around = gc.get_referrers(*rows) if rows else []
     ids = set(map(id, kept))
     inside = {id(row): [id(each) for each in row if id(each) in ids] for row in rows}
-    owners = _owners([*dicts, *around])
-    for holder in dicts:
+    owners = _owners([each for each in (*holders, *around) if isinstance(each, dict)])
+    for holder in holders:
+        yield from _held(holder, ids, owners)
+    for holder in around:
+        for at, full in _held(holder, inside.keys(), owners):
+            yield from ((key, f"{full}[…]") for key in inside[at])
+
+
+def _held(
+    holder: Any, ids: Collection[int], owners: dict[int, list[object]]
+) -> Iterator[tuple[int, str]]:
+    """Yield the id and the full name of each of some objects that a dict or an object holds.
+
+    From Python 3.11 on an object may hold its attributes without a dict.
+    """
+    if isinstance(holder, dict):
         for at, name in _keys(holder, ids).items():
             yield from ((at, full) for full in _full_names(holder, name, owners))
-    for holder in around:
-        for at, name in _keys(holder, inside.keys()).items():
-            for full in _full_names(holder, name, owners):
-                yield from ((key, f"{full}[…]") for key in inside[at])
+    elif not isinstance(holder, (list, tuple)):
+        kind = type(holder).__name__
+        found = own_attributes(holder)
+        yield from ((id(part), f"{kind}.{name}") for name, part in found if id(part) in ids)
 
 
 def _keys(holder: dict[Any, Any], ids: Collection[int]) -> dict[int, Any]:

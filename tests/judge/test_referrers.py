@@ -23,6 +23,12 @@ class Meter:
     """What adds losses up with their graphs."""
 
 
+class Slotted:
+    """The same, without a dict."""
+
+    __slots__ = ("sum",)
+
+
 @pytest.fixture
 def module(monkeypatch):
     """A module of the program."""
@@ -45,10 +51,19 @@ def test_nothing_holds_a_graph():
 
 
 def test_an_attribute():
-    """It is named with its class."""
+    """It is named with its class, however Python keeps the attributes."""
     meter = Meter()
-    vars(meter)["sum"] = loss(LONG)
+    meter.sum = loss(LONG)
     assert of_graphs() == "Meter.sum"
+    vars(meter)["count"] = 1  # from now on it has a dict
+    assert of_graphs() == "Meter.sum"
+
+
+def test_a_slot():
+    """It is named as an attribute."""
+    meter = Slotted()
+    meter.sum = loss(LONG)
+    assert of_graphs() == "Slotted.sum"
 
 
 def test_a_list_in_a_module(module):
@@ -65,9 +80,11 @@ def test_a_variable_of_the_program(main):
 
 def test_a_list_that_is_an_attribute():
     """It is named with the class of what has it."""
-    meter = SimpleNamespace()
-    vars(meter)["history"] = [loss(), loss()]
+    meter = SimpleNamespace(history=[loss(), loss()])
     assert of_graphs() == "SimpleNamespace.history[…]"
+    meter = Meter()
+    meter.history = [loss(), loss()]
+    assert of_graphs() == "Meter.history[…]"
 
 
 def test_the_longest_graph_is_named(main):

@@ -213,6 +213,7 @@ FAULTY = """
     import os, sys, torch, warnings
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "Implicitly cleaning up")  # torch 2.6, when it imports Dynamo
+    warnings.filterwarnings("ignore", "Guards may run slower")  # torch, on Python 3.13.0
     from torch import nn
     from torch.utils.data import DataLoader
     from torch._dynamo.utils import counters
