@@ -136,6 +136,8 @@ class EmptySteps:
         scene = self._scene
         ids = {id(p) for p in trainable}
         ran = [(m, seen) for m, seen in scene.modules.ran() if ids & _own(m)]
+        if self._may_have_run(ids):
+            return None
         if not ran:
             return _FOREIGN if self._others_learn(ids) else None
         dropped = max(held.zeroed, scene.zeroed_at) > scene.backward_at > held.last
@@ -146,6 +148,14 @@ class EmptySteps:
         if any(seen.recorded for _, seen in ran):
             return _NO_BACKWARD
         return _UNRECORDED
+
+    def _may_have_run(self, ids: set[int]) -> bool:
+        """Tell whether a module of these parameters may have run without being seen."""
+        modules = self._scene.modules
+        return bool(modules.unseen) and any(
+            id(module) in modules.unseen and seen.called is None and ids & _own(module)
+            for module, seen in modules.alive()
+        )
 
     def _is_between_forwards(self, held: Held) -> bool:
         """Tell a step with no forward or backward since the last: it is not to train.

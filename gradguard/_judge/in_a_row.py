@@ -57,6 +57,7 @@ class InARow:
         before = self._without.pop(id(optimizer), {})
         if not missing:
             return
+        self._scene.modules.settle()
         counts = {id(p): before.get(id(p), 0) + self._ran(p, since) for p in missing}
         self._without[id(optimizer)] = counts
         explained = self._scene.explained

@@ -150,7 +150,7 @@ def is_inference(tensor: Tensor) -> bool:
     One that was converted outside (``.double()``) says no, yet has no version counter, and autograd
     treats it as before.
     """
-    if is_lazy(tensor):
+    if type(tensor) is not nn.Parameter and is_lazy(tensor):  # by far the most are plain ones
         return False
     if tensor.is_inference():
         return True

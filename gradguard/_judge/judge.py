@@ -82,11 +82,12 @@ class Judge:
         self.scene.modules.of(module).ran(frame, recorded=recorded)
         self.unregistered.inside(module, forward.module, frame)
 
-    def ran(self, module: nn.Module, frame: FrameType, line: Line, *, recorded: bool) -> None:
-        """Take a module that ran, where no more is known of it."""
-        seen = self.scene.modules.of(module)
-        seen.ran(frame, recorded=recorded, line=line)
-        seen.ran_at(self.scene.tick(), recorded=recorded)
+    def ran(
+        self, module: nn.Module, frame: FrameType | None, line: Line, now: int, *, recorded: bool
+    ) -> None:
+        """Take a module that ran at a time; the `frame` tells why nothing is recorded."""
+        self.scene.modules.of(module).ran(frame, recorded=recorded, line=line)
+        self.scene.modules.of(module).ran_at(now, recorded=recorded)
 
     def ended(self, forward: Forward, output: object) -> None:
         """Take a forward that the program called, and what it returned."""

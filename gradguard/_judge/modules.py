@@ -1,7 +1,7 @@
 """What is known of each module that was seen."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -110,9 +110,9 @@ class Seen:
 
     def ran_at(self, now: int, *, recorded: bool) -> None:
         """Note when it ran."""
-        self.last_ran = now
+        self.last_ran = max(self.last_ran, now)
         if recorded:
-            self.last_recorded = now
+            self.last_recorded = max(self.last_recorded, now)
 
 
 class Modules:
@@ -122,6 +122,9 @@ class Modules:
         self.by_id: dict[int, Seen] = {}
         self.outermost = 0
         self.version = 0  # higher whenever a module was registered in another
+        # Those with parameters of their own of which a watch does not see when they run.
+        self.unseen: set[int] = set()
+        self._put_off: list[Callable[[], None]] = []
 
     def tree(self, module: nn.Module) -> frozenset[int]:
         """Return the ids of the module and of all that are registered in it."""
@@ -165,8 +168,18 @@ class Modules:
             for _, seen in self.alive():
                 seen.known = None
 
+    def put_off(self, note: Callable[[], None]) -> None:
+        """Note something of many modules when it is asked for: by no step of a healthy training."""
+        self._put_off.append(note)
+
+    def settle(self) -> None:
+        """Note what was put off."""
+        while self._put_off:
+            self._put_off.pop(0)()
+
     def alive(self) -> Iterator[tuple[nn.Module, Seen]]:
         """Yield the modules that are alive."""
+        self.settle()
         for seen in list(self.by_id.values()):
             module = seen.reference()
             if module is not None:

@@ -16,15 +16,15 @@ from gradguard._judge.facts import Forward
 from gradguard._judge.in_a_row import InARow
 from gradguard._judge.inference_tensors import is_inference
 from gradguard._judge.judge import Judge
-from gradguard._judge.lines import Callers, Line, here
-from gradguard._judge.optimizers import Held, parameters
+from gradguard._judge.lines import here
+from gradguard._judge.optimizers import Held, has_gradient, parameters
 from gradguard._judge.scene import is_recording
 from gradguard._judge.serving import differentiates
-from gradguard._watch.first_calls import FirstCall, called_with, first_calls
 from gradguard._watch.hooks import Hook
+from gradguard._watch.inner_calls import InnerCalls
 from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.registrations import Registrations
-from gradguard._watch.watch import Removable, has_hooks
+from gradguard._watch.watch import Removable
 
 _AT_ONCE = 8  # parameters and buffers looked at in one step
 _AT_FIRST = 512  # in a first forward; of more, those that are suspect when the watch is made
@@ -49,13 +49,10 @@ class Feeder:
         self.judge.scene.optimizers.partial = True
         self._models = tuple(models)
         scene = self.judge.scene
-        self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed, self._ask)
+        self._inner = InnerCalls(self.judge, models)
+        self._in_a_row = InARow(scene, self.judge.gradients, patience, allowed, self._inner.ask)
         self._left = LeftModes()
-        self._running: Forward | None = None
-        self._callers = Callers()
         self._tensors = self._walk()
-        self._added: list[FirstCall] = []
-        self._asked: dict[int, FirstCall] = {}  # by id of the module
         self._train: dict[int, bool] = {id(model): model.training for model in models}
         self._stepping: set[int] = set()
         self._differentiates = {
@@ -92,7 +89,7 @@ class Feeder:
         for model in self._models:
             yield model.register_forward_pre_hook(Hook(before))
             yield model.register_forward_hook(Hook(after))
-            yield from first_calls(self, model, many=self._suspects is not None)
+            yield from self._inner.hooks(model, many=self._suspects is not None)
         yield Registrations(self)
         yield from self._accumulations()
 
@@ -116,9 +113,7 @@ class Feeder:
 
     def finish(self) -> None:
         """Say what only the end shows."""
-        for each in (*self._added, *self._asked.values()):
-            each.remove()
-        self._added, self._asked = [], {}
+        self._inner.remove()
         self.judge.leaks.finish(self._left.still_left())
         self.judge.steps.finish()
         self.judge.graphs.finish(crashed=False)
@@ -126,25 +121,33 @@ class Feeder:
     def _look(self, optimizer: Optimizer, frame: FrameType, since: int) -> None:
         scene = self.judge.scene
         held = scene.optimizers.of(optimizer)
-        if any(p.grad is not None for p in parameters(optimizer)):
+        if has_gradient(optimizer):
             self._in_a_row.step(optimizer, held, since)
+        elif scene.modules.unseen:
+            self._inner.see_all()
         some = list(itertools.islice(self._tensors, _AT_ONCE))
         if len(some) < _AT_ONCE:
             self._tensors = self._walk()
-        self.judge.inference.look(some, here(frame))
+        if any(map(is_inference, some)):
+            self.judge.inference.look(some, here(frame))
 
     def _walk(self) -> Iterator[Tensor]:
         """Yield the parameters and buffers of all models, as they are when it comes to them."""
-        for model in self._models:
-            for module in list(model.modules()):
-                yield from list(module.parameters(recurse=False))
-                yield from list(module.buffers(recurse=False))
+        left, seen = list(self._models), set[int]()
+        while left:
+            module = left.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                # Its own dicts: `parameters()` takes ten times as long, in every step.
+                left += [each for each in module._modules.values() if each is not None]  # noqa: SLF001
+                every = [*module._parameters.values(), *module._buffers.values()]  # noqa: SLF001
+                yield from [tensor for tensor in every if tensor is not None]
 
     def _began(self, module: nn.Module, frame: FrameType) -> None:
-        if self._running is not None and self._is_inside(module, frame):
+        if self._inner.running is not None and self._is_inside(module, frame):
             return
         recorded = is_recording()
-        forward = self._running = Forward(module, module.training, recorded, frame)
+        forward = self._inner.running = Forward(module, module.training, recorded, frame)
         if module.training:
             if self.judge.evals.is_open():
                 self.judge.evals.trained(module)
@@ -157,8 +160,7 @@ class Feeder:
         if not known:
             known.add(id(module))
             self.judge.began(forward, self._uses())
-            for each in called_with(module):
-                self._ran(each, frame, here(frame), recorded)
+            self._inner.ran_within(module, frame, here(frame), recorded)
         if not recorded and module.training:
             forward.left = self._left.now()
             self.judge.leaks.unrecorded(forward)
@@ -171,42 +173,21 @@ class Feeder:
 
     def _is_inside(self, module: nn.Module, frame: FrameType) -> bool:
         """Tell whether the forward that was seen last still runs; one that raised has no end."""
-        running = self._running
+        running = self._inner.running
         if running is None or running.module is module:
             return False
         return any(each is running.frame for each in outwards(frame))
 
     def _ended(self, module: nn.Module, output: object) -> None:
-        forward = self._running
+        forward = self._inner.running
         if forward is None or forward.module is not module:
             return
-        self._running = None
-        self._callers.forget()
+        self._inner.ended()
         if not forward.training:
             forward.differentiated = self._differentiates.get(id(module), False)
             if not forward.recorded:
                 forward.left = self._left.now()
         self.judge.ended(forward, output)
-
-    def _ask(self, module: nn.Module) -> None:
-        """See when a module runs next, where that is not seen already."""
-        if not has_hooks(module):
-            return
-        asked = self._asked.get(id(module))
-        if (asked is None or not asked.active) and all(module is not each for each in self._models):
-            self._asked[id(module)] = FirstCall(self, module)
-
-    def first_call(self, module: nn.Module, frame: FrameType) -> bool:
-        """Take the first call of a module inside a watched one; tell whether it is recorded."""
-        running = self._running
-        recorded = (running is None or running.recorded) and is_recording()
-        self._ran(module, frame, self._callers.line(frame), recorded)
-        return recorded
-
-    def _ran(self, module: nn.Module, frame: FrameType, line: Line, recorded: bool) -> None:
-        self.judge.ran(module, frame, line, recorded=recorded)
-        for each in called_with(module):
-            self._ran(each, frame, line, recorded)
 
     def _accumulations(self) -> Iterator[Removable]:
         """See gradients come, so that those that are dropped before the step are known."""
@@ -239,9 +220,10 @@ class Feeder:
     ) -> None:
         """Take a module that is put in its place in another."""
         if self._is_watched(owner):
+            self.judge.scene.modules.settle()
             self.judge.module_set(owner, name, new, frame)
             if new is not None:
-                self._added += [FirstCall(self, each) for each in new.modules() if has_hooks(each)]
+                self._inner.added(new)
 
     def _is_watched(self, owner: nn.Module) -> bool:
         return any(id(owner) in self.judge.scene.modules.tree(model) for model in self._models)

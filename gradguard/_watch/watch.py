@@ -88,6 +88,8 @@ class Watch:
     def _tell(self) -> None:
         """Raise, warn at the user's line, or hand over what was found, as the user has chosen."""
         __tracebackhide__ = True
+        if not self._waiting:
+            return
         with self._lock:
             found, self._waiting = self._waiting, []
         if callable(self.on_violation):
