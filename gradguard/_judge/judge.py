@@ -221,7 +221,7 @@ class Judge:
         self, owner: nn.Module, name: str, new: Tensor | None, frame: FrameType | None
     ) -> None:
         """Take a parameter that is being put in its place in a module."""
-        self.scene.modules.of(owner)  # so that its parameters have names before it runs
+        self.scene.modules.of(owner).copied = False  # and its parameters have names before it runs
         if new is not None and is_inference(new):
             self.inference.created([new], here(frame))
         if name in owner._parameters or self.places.is_empty_now(owner, name):  # noqa: SLF001 (what is being replaced)
@@ -232,7 +232,7 @@ class Judge:
     ) -> None:
         """Take a module that is being put in its place in another."""
         self.scene.modules.version += 1
-        self.scene.modules.of(owner)
+        self.scene.modules.of(owner).copied = False
         if name in owner._modules or self.places.is_empty_now(owner, name):  # noqa: SLF001 (what is being replaced)
             self.places.module_set(owner, name, new, here(frame))
 

@@ -46,6 +46,7 @@ class Seen:
     __slots__ = (
         "__weakref__",
         "called",
+        "copied",
         "depending",
         "evals",
         "kind",
@@ -66,6 +67,7 @@ class Seen:
     def __init__(self, module: nn.Module, reference: "weakref.ref[nn.Module]") -> None:
         self.reference = reference
         self.kind = type(module).__name__
+        self.copied = True  # whether nobody saw it being built: it was copied, or was there before
         self.called: Line | None = None  # where its first forward was called
         self.recorded_call: Line | None = None  # the same of the first that was recorded
         self.unrecorded_call: Line | None = None  # of the first under no_grad while training
@@ -99,9 +101,7 @@ class Seen:
             self.recorded_call = self.recorded_call or line
         else:
             self.unrecorded_call = self.unrecorded_call or line
-            self.reentrant = self.reentrant or any(
-                each.f_code is _REENTRANT for each in outwards(frame)
-            )
+            self.reentrant |= any(each.f_code is _REENTRANT for each in outwards(frame))
         return line
 
     def ran_since(self, when: int) -> bool:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class NoGradients:
         self.at_end = True  # whether `finish` will ask for what each step has seen
         self.each = False  # whether one is told of a module of torch's whose others have gradients
         self._scene = scene
+        # Those that a step of any optimizer saw with a gradient, also of one that is gone since.
+        self._learned: dict[int, weakref.ref[Tensor]] = {}
 
     def step(self, optimizer: Optimizer, held: Held) -> None:
         """Look at a step in which some parameter has a gradient."""
@@ -41,8 +44,10 @@ class NoGradients:
             return
         if held.pending is None:
             held.pending = {}
-            for p in parameters(optimizer):
+            every = parameters(optimizer)
+            for p in every:
                 self.add(held, p)
+            self._learn(p for p in every if p.grad is not None)
         if held.pending:
             self._follow(held)
         if len(held.learned_groups) < len(held.group_lines):
@@ -54,27 +59,30 @@ class NoGradients:
 
     def add(self, held: Held, parameter: Tensor) -> None:
         """Follow a parameter from now on."""
-        if held.pending is not None and parameter.grad is None and can_learn(parameter):
+        if held.pending is None or parameter.grad is not None or id(parameter) in self._learned:
+            return
+        if can_learn(parameter):
             held.pending[id(parameter)] = weakref.ref(parameter), 0
 
     def finish(self) -> None:
         """Tell what has never had a gradient."""
-        every = self._scene.optimizers.all()
-        learned = self._learned(every)
-        for held in every:
+        for held in self._scene.optimizers.all():
             if held.pending and held.good:
                 self._resolve(held, exactly=True)
-                self._tell(held, learned)
+                self._tell(held)
             self._groups(held)
 
     def _follow(self, held: Held) -> None:
         pending = held.pending or {}
+        learned: list[Tensor] = []
         for key, (reference, steps) in list(pending.items()):
             p = reference()
             if p is None or p.grad is not None or not p.requires_grad:
                 del pending[key]
+                learned += [p] if p is not None and p.grad is not None else []
             else:
                 pending[key] = reference, steps + 1
+        self._learn(learned)
         # Names and calls are looked up while model and optimizer are alive: ever more rarely.
         if pending and held.good >= _STEPS and held.good & (held.good - 1) == 0:
             self._resolve(held)
@@ -88,22 +96,21 @@ class NoGradients:
         for key, line, missing in self.missing(alive):
             held.missing[key] = line, missing
 
-    def _learned(self, every: Iterable[Held]) -> set[int]:
-        """Return the parameters that had a gradient at a step of some optimizer."""
-        return {
-            id(p)
-            for held in every
-            if (optimizer := held.reference()) is not None and held.pending is not None
-            for p in parameters(optimizer)
-            if id(p) not in held.pending
-        }
+    def _learn(self, learned: Iterable[Tensor]) -> None:
+        """Note that a step saw them with a gradient: for the steps of all optimizers."""
+        new = {id(p): p for p in learned if id(p) not in self._learned}
+        for key, p in new.items():
+            self._learned[key] = weakref.ref(p, partial(self._learned.pop, key))
+        for held in self._scene.optimizers.all() if new else ():
+            for key in new.keys() & (held.pending or {}).keys():
+                del (held.pending or {})[key]
 
-    def _tell(self, held: Held, learned: set[int]) -> None:
+    def _tell(self, held: Held) -> None:
         by_line: dict[Line, list[Missing]] = {}
         for key, (reference, steps) in (held.pending or {}).items():
             p = reference()
-            told = key in learned or key in self._scene.explained
             still = p is None or (p.grad is None and p.requires_grad)
+            told = key in self._scene.explained
             if key in held.missing and steps >= _STEPS and still and not told:
                 line, missing = held.missing[key]
                 by_line.setdefault(line, []).append(missing)

@@ -1,9 +1,10 @@
 """`unregistered`: modules that run inside another's forward and are not registered there."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -12,7 +13,7 @@ from gradguard._judge import referrers
 from gradguard._judge.lines import Line, here, is_method
 from gradguard._judge.modules import acts
 from gradguard._judge.optimizers import parameters
-from gradguard._judge.scene import Scene
+from gradguard._judge.scene import Scene, is_recording
 
 
 class _Found:
@@ -25,6 +26,8 @@ class _Found:
         self.root_kind = type(root).__name__
         self.line = line
         self.held_by = held_by
+        # Made anew in each forward, where nothing else shows that the program trains it.
+        self.made_each_time = held_by is None and module.training and is_recording()
 
 
 class Unregistered:
@@ -44,7 +47,10 @@ class Unregistered:
         if found is None:
             if any(id(module) in tree for tree in self._known_trees()) or _is_given(module, frame):
                 return
-            found = _Found(module, root, here(frame), referrers.attribute(root, module))
+            held_by = referrers.attribute(root, module)
+            if held_by is None and self._is_copy(module, root):
+                return
+            found = _Found(module, root, here(frame), held_by)
             self._note(found, module)
         if not root.training and any(map(acts, module.modules())):
             self._tell(found, _unregistered_acts(found.root_kind, found.kind, found.held_by))
@@ -57,7 +63,11 @@ class Unregistered:
         owned: set[int] | None = None
         for found in list(self._found.values()):
             module, root = found.module(), found.root()
-            if module is None or root is None or module.training is not root.training:
+            if module is None or root is None:
+                continue
+            if not ours.isdisjoint(map(id, module.parameters())):
+                found.made_each_time = False
+            if module.training is not root.training:
                 continue
             if id(module) in self._scene.modules.tree(root):
                 del self._found[id(module)]
@@ -69,19 +79,35 @@ class Unregistered:
                 self._tell(found, self._learns(found, len(learns)))
         self._step_without()
 
+    def differentiated(self, inputs: Collection[object]) -> None:
+        """Take what autograd is asked for the gradients of: who asks updates them, too."""
+        asked = {id(each) for each in inputs}
+        for found in list(self._found.values()):
+            module = found.module()
+            if module is not None and not asked.isdisjoint(map(id, module.parameters())):
+                found.made_each_time = False
+
+    def _is_copy(self, module: nn.Module, root: nn.Module) -> bool:
+        """Tell whether it is a copy of what is registered: of a learner that adapts, say."""
+        if not self._scene.modules.of(module).copied:
+            return False
+        shapes = _shapes(module)
+        return any(
+            type(each) is type(module) and _shapes(each) == shapes for each in root.modules()
+        )
+
     def _step_without(self) -> None:
         for line, lost in list(self._lost.items()):
             if len(lost) > 1 and not self._scene.ledger.has("unregistered", line):
                 self._tell(lost[-1], self._learns(lost[-1], 0))
 
     def _note(self, found: _Found, module: nn.Module) -> None:
-        made_each_time = found.held_by is None and module.training
         learns = any(p.requires_grad for p in module.parameters())
 
         def gone(_: object, key: int = id(module)) -> None:
             self._found.pop(key, None)
             root = found.root()
-            if made_each_time and learns and root is not None and root.training:
+            if found.made_each_time and learns and root is not None and root.training:
                 self._lost.setdefault(found.line, []).append(found)
 
         found.module = weakref.ref(module, gone)
@@ -115,6 +141,10 @@ def _is_foreign(module: nn.Module, root: nn.Module, tree: frozenset[int]) -> boo
     return any(id(p) not in known for p in module.parameters()) or any(
         id(each) not in tree and acts(each) for each in module.modules()
     )
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 def _is_given(module: nn.Module, frame: FrameType | None) -> bool:

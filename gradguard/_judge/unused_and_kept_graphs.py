@@ -2,73 +2,31 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType
-from typing import Any
 
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.distributions import Distribution
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
-from gradguard._core.torch_versions import exports, sequence_number
+from gradguard._core.torch_versions import exports, next_sequence_number
 from gradguard._graph.tensors import Parts, Way, items, walk
 from gradguard._judge import referrers, wording
 from gradguard._judge.facts import Forward
-from gradguard._judge.lines import Line, codes_of, line_at
+from gradguard._judge.followed_graph import (
+    MANY,
+    OUTPUTS,
+    Calling,
+    FollowedGraph,
+    first_nodes,
+    numbers_near,
+)
 from gradguard._judge.scene import Scene
 
 _FEW = 4  # less than one in so many without a backward: a batch that was skipped, not a fault
-_MANY = 10  # graphs that stay
 # How many of a line's forwards are followed, to follow one takes 0.2 ms: up to so many, one in.
 _SHARES = ((32, 1), (256, 8), (1024, 32), (8192, 128))
 _LEAST = 512
-_OUTPUTS = 8
-_NODES = 200
-_LEAF = 2**64 - 1  # the sequence number of what is no operation
-
-
-class Calling:
-    """The recorded forwards of one line, in train or in eval mode."""
-
-    def __init__(self, scene: Scene, forward: Forward, owner: nn.Module, frame: FrameType) -> None:
-        self.scene = weakref.ref(scene)  # what hangs in a graph keeps all that it holds
-        self.line: Line = line_at(frame)
-        self.codes: frozenset[CodeType] = codes_of(frame)
-        self.kind = type(owner).__name__
-        self.module = weakref.ref(forward.module)
-        self.training = forward.training
-        self.calls = 0
-        self.followed = 0
-        self.used = 0
-        self.dropped = 0  # graphs that are gone and were not used
-        self.alive: dict[int, int] = {}  # the step in which each graph that is alive was made
-        self.grows = False  # whether more were alive than `_MANY` before
-        self.limit = _MANY  # with more alive they are looked at
-
-
-class _Graph:
-    """Hangs in a graph, so that it goes with it; called when backward comes through."""
-
-    __slots__ = ("__weakref__", "_calling", "_used")
-
-    def __init__(self, calling: Calling, step: int) -> None:
-        self._calling = calling
-        self._used = False
-        calling.followed += 1
-        calling.alive[id(self)] = step
-
-    def __call__(self, _: object) -> None:
-        if not self._used:
-            self._used = True
-            self._calling.used += 1
-        scene = self._calling.scene()
-        if scene is not None:
-            scene.backward_at = scene.tick()
-
-    def __del__(self) -> None:
-        self._calling.dropped += not self._used
-        self._calling.alive.pop(id(self), None)
 
 
 class Graphs:
@@ -78,6 +36,7 @@ class Graphs:
         self._scene = scene
         self._lines: dict[tuple[int, int, bool], Calling] = {}
         self._muted: set[CodeType] = set()
+        self._evaluated: weakref.WeakSet[FollowedGraph] = weakref.WeakSet()
 
     def returned(
         self, forward: Forward, output: object, frame: FrameType, owner: nn.Module
@@ -94,6 +53,18 @@ class Graphs:
         if not is_tracing():  # type: ignore[no-untyped-call]
             self._follow(calling, output, forward.since)
         return known
+
+    def differentiated(self, roots: Iterable[object]) -> None:
+        """Take what autograd is asked for some gradients of, not for those of all leaves.
+
+        It goes through a part of the graph: a loss may compare what an attacked input and the
+        input as it was give.
+        """
+        if self._evaluated:
+            numbers = numbers_near(roots)
+            for graph in list(self._evaluated):
+                if graph.part_of(numbers):
+                    self._evaluated.discard(graph)
 
     def mute(self, codes: Iterable[CodeType]) -> None:
         """Say nothing of what runs in this code: it is told already why it records."""
@@ -116,13 +87,13 @@ class Graphs:
                     continue
                 if calling.grows:
                     self._tell_kept(calling, count)
-                calling.grows, calling.limit = True, count + _MANY
+                calling.grows, calling.limit = True, count + MANY
 
     def finish(self, *, crashed: bool) -> None:
         """Tell what was found; of a graph that is alive at a crash nothing can be said."""
         for calling in list(self._lines.values()):
             count = 0 if crashed else self._kept(calling)
-            if count > _MANY:
+            if count > MANY:
                 self._tell_kept(calling, count)
             elif not calling.training:
                 self._tell_unused(calling, crashed=crashed)
@@ -132,16 +103,18 @@ class Graphs:
             nodes = {output.grad_fn}
         else:
             nodes = {each.grad_fn for _, each in walk(output, _parts) if isinstance(each, Tensor)}
-        known = [node for node in nodes if node is not None][:_OUTPUTS]
+        known = [node for node in nodes if node is not None][:OUTPUTS]
         if known:
-            graph: Callable[[Any], None] = _Graph(calling, self._scene.steps)
-            for node in {*known, *_first_nodes(known, since)}:
+            graph = FollowedGraph(calling, self._scene.steps, range(since, next_sequence_number()))
+            if not calling.training:
+                self._evaluated.add(graph)
+            for node in {*known, *first_nodes(known, since)}:
                 node.register_prehook(graph)
 
     def _kept(self, calling: Calling) -> int:
         """Count the graphs from before the last step that something holds."""
         count = self._old(calling)
-        if count > _MANY:
+        if count > MANY:
             gc.collect()  # what only a cycle holds goes when Python gets to it
             count = self._old(calling)
         return count
@@ -190,24 +163,6 @@ def _share(calls: int) -> int:
         if calls <= end:
             return share
     return _LEAST
-
-
-def _first_nodes(outputs: list[Node], since: int) -> list[Node]:
-    """Return operations of a forward that depend on no other of its own, near its beginning.
-
-    They stay alive where anything of the graph does: a kept attention map, a running mean.
-    """
-    seen, stack, found = set(outputs), list(outputs), list[Node]()
-    while stack and len(seen) < _NODES and len(found) < _OUTPUTS:
-        node = stack.pop()
-        children = [child for child, _ in node.next_functions if child is not None]
-        inner = [child for child in children if since <= sequence_number(child) < _LEAF]
-        if children and not inner:
-            found.append(node)
-        fresh = [child for child in inner if child not in seen]
-        seen.update(fresh)
-        stack += fresh
-    return found
 
 
 def _kept_graph(model: str, count: int, holder: str | None) -> str:

@@ -36,6 +36,9 @@ from gradguard._trace.trace import Trace
 
 T = TypeVar("T")
 
+# Of what torch.autograd hands to its engine, after the roots.
+_INPUTS = 3
+
 # torch.optim deletes the name of its submodule.
 _optimizer_hooks = import_module("torch.optim.optimizer")
 
@@ -165,6 +168,9 @@ class Observer:
                 forward.differentiated = True
             to_leaves = bool(kwargs.get("accumulate_grad"))
             attempt(partial(judge.backward, to_leaves=to_leaves), roots, left)
+            if args[_INPUTS]:
+                attempt(judge.graphs.differentiated, roots)
+                attempt(judge.unregistered.differentiated, args[_INPUTS])
             running.backward += 1
             running.inside = None
             try:

@@ -255,6 +255,50 @@ def part_that_is_thawed_after_it_ran():
     fit(model, optimizer)
 
 
+class Growing(nn.Module):
+    """Has an output for each stage; the optimizer of a stage holds all."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 8)
+        self.outputs = nn.ModuleList(nn.Linear(8, 2) for _ in range(3))
+
+    def forward(self, x):
+        return self.outputs[-1](self.body(x))
+
+
+@healthy("no-gradient")
+def outputs_of_earlier_stages():
+    model = Growing()
+    for _ in range(3):
+        fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        model.outputs.append(nn.Linear(8, 2))
+
+
+@healthy("no-gradient")
+def branches_trained_one_after_the_other():
+    model = Growing()
+    everything = torch.optim.SGD(model.parameters(), lr=0.1)
+    for output in model.outputs:
+        optimizer = torch.optim.SGD(output.parameters(), lr=0.1)
+        fit(output, optimizer, 2, lambda _, output=output: output(model.body(batch()).detach()))
+        del optimizer
+        fit(model, everything, 2, lambda x: model.body(x))
+
+
+@fault("no-gradient")
+def output_detached_in_each_stage():
+    class Detached(Growing):
+        def forward(self, x):
+            extra = self.outputs[0](self.body(x)).detach()  # HERE
+            return super().forward(x) + extra
+
+    model = Detached()
+    for _ in range(2):
+        fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        model.outputs.append(nn.Linear(8, 2))
+
+
 # empty-step
 
 
@@ -518,6 +562,40 @@ def divergence_from_a_frozen_policy():
         return torch.distributions.kl_divergence(old(x), policy(x))
 
     fit(policy, optimizer, forward=divergence)
+
+
+@healthy("recorded-eval")
+def attacked_for_how_far_it_moves_the_output():
+    model = net(nn.Dropout(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        model.eval()
+        x = batch()
+        near = (x + 0.1).requires_grad_()
+        moved = (model(near).softmax(1) - model(x).softmax(1)).square().sum()
+        (slope,) = torch.autograd.grad(moved, near)
+        model.train()
+        optimizer.zero_grad()
+        model(x + slope.sign()).square().mean().backward()
+        optimizer.step()
+
+
+@healthy("recorded-eval")
+def penalised_for_one_of_two_inputs():
+    critic = net().eval()
+    for _ in range(6):
+        real, fake = batch(), batch().requires_grad_()
+        gap = (critic(fake) - critic(real)).sum()
+        gap.backward(inputs=[fake])
+
+
+@fault("recorded-eval", "notice")
+def scored_beside_what_is_differentiated():
+    model = net().eval()
+    for _ in range(6):
+        x = batch().requires_grad_()
+        torch.autograd.grad(model(x).sum(), x)
+        model(batch()).argmax().item()  # HERE
 
 
 # train-mode-inference
@@ -785,6 +863,162 @@ def containers_made_of_registered_layers():
             return nn.Sequential(*self.layers)(x)
 
     model = Pyramid()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+class Learner(nn.Module):
+    """Learns to adapt: what adapts is a copy of its net, or one made like it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(nn.Dropout(0.1))
+
+    def like(self):
+        made = net(nn.Dropout(0.1))
+        made.load_state_dict(self.net.state_dict())
+        return made
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@healthy("unregistered")
+def copy_adapts_in_a_method():
+    class Meta(Learner):
+        def adapted(self, x):
+            fast = copy.deepcopy(self.net)
+            slopes = torch.autograd.grad(fast(x).square().mean(), list(fast.parameters()))
+            with torch.no_grad():
+                for p, slope in zip(fast.parameters(), slopes, strict=True):
+                    p.sub_(0.1 * slope)
+                return fast(x)
+
+    meta = Meta()
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
+    for _ in range(4):
+        meta.adapted(batch())
+        fit(meta, optimizer, 1)
+
+
+@healthy("unregistered")
+def gradients_of_a_copy_are_handed_on():
+    class Meta(Learner):
+        def forward(self, x):
+            fast = copy.deepcopy(self.net)
+            for _ in range(2):
+                fast.zero_grad()
+                fast(x).square().mean().backward()
+                with torch.no_grad():
+                    for p in fast.parameters():
+                        p.sub_(0.1 * p.grad)
+            for p, q in zip(self.net.parameters(), fast.parameters(), strict=True):
+                p.grad = q.grad.clone()
+            optimizer.step()
+
+    meta = Meta()
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
+    for _ in range(4):
+        meta(batch())
+
+
+@healthy("unregistered")
+def model_made_alike_has_an_optimizer_of_its_own():
+    class Meta(Learner):
+        def tuned(self, x):
+            fast = self.like()
+            optimizer = torch.optim.SGD(fast.parameters(), lr=0.1)
+            fast(x).square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                return fast.eval()(x)
+
+    meta = Meta()
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
+    for _ in range(4):
+        meta.tuned(batch())
+        fit(meta, optimizer, 1)
+
+
+@healthy("unregistered")
+def model_made_alike_is_differentiated():
+    class Meta(Learner):
+        def sharpness(self, x):
+            fast = self.like()
+            return sum(map(torch.sum, torch.autograd.grad(fast(x).sum(), list(fast.parameters()))))
+
+    meta = Meta()
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
+    for _ in range(4):
+        meta.sharpness(batch())
+        fit(meta, optimizer, 1)
+
+
+@healthy("unregistered")
+def copies_are_perturbed_and_scored():
+    class Meta(Learner):
+        @torch.no_grad()
+        def scores(self, x):
+            for _ in range(3):
+                other = self.like()
+                for p in other.parameters():
+                    p.add_(0.1 * torch.randn_like(p))
+                other(x)
+
+    meta = Meta()
+    meta.net[2].p = 0.0
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
+    for _ in range(3):
+        meta.scores(batch())
+        fit(meta, optimizer, 1)
+
+
+@healthy("unregistered")
+def copy_adapts_in_train_mode_while_the_whole_is_in_eval_mode():
+    class Meta(Learner):
+        def adapted(self, x):
+            fast = copy.deepcopy(self.net).train()
+            optimizer = torch.optim.SGD(fast.parameters(), lr=0.1)
+            fast(x).square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                return fast.eval()(x)
+
+    meta = Meta()
+    fit(meta, torch.optim.SGD(meta.parameters(), lr=0.1))
+    meta.eval()
+    for _ in range(3):
+        meta.adapted(batch())
+
+
+@fault("unregistered")
+def layer_made_in_each_forward():
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 8)
+
+        def forward(self, x):
+            return nn.Linear(8, 2)(self.body(x))  # HERE
+
+    model = Projected()
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1), 4)
+
+
+@fault("unregistered")
+def copies_kept_in_a_list():
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.more = [copy.deepcopy(self.first) for _ in range(2)]
+
+        def forward(self, x):
+            x = self.first(x)
+            for layer in self.more:
+                x = torch.relu(layer(x))  # HERE
+            return x
+
+    model = Stack()
     fit(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
