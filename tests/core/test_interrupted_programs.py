@@ -34,6 +34,11 @@ IN_THE_MAKING = [
 ]
 
 
+# Where nothing of an exit has run, and nothing of it will: so it is with torch's, too. On 3.10 it is
+# with entries as well: to be in a `try` takes a bytecode there.
+BEFORE_THE_FIRST_LINE = ("__exit__",) if sys.version_info >= (3, 11) else ("__enter__", "__exit__")
+
+
 class Signal(Signals):
     """An interrupt at one place in what a program runs of gradguard, where CPython looks for one."""
 
@@ -43,8 +48,7 @@ class Signal(Signals):
         self.looking = False  # what the test itself asks is no part of the program
 
     def at_start(self, code, offset):
-        # Nothing of an exit has run there, and nothing of it will: so it is with torch's, too.
-        if code.co_name != "__exit__":
+        if code.co_name not in BEFORE_THE_FIRST_LINE:
             super().at_start(code, offset)
 
     def point(self, code):
