@@ -136,7 +136,7 @@ def _to_be_hooked(model: nn.Module, *, many: bool) -> tuple[list[nn.Module], set
     that is. The others are asked for once something is wrong: parameters without a gradient, or a
     step in which none has one.
     """
-    every = sorted(model.named_modules(), key=lambda named: named[0].count("."))[1:]
+    every = sorted(model.named_modules(), key=_depth)[1:]
     holding = [each for _, each in every if _holds(each) and has_hooks(each)]
     if not many:
         return holding, set()
@@ -144,6 +144,10 @@ def _to_be_hooked(model: nn.Module, *, many: bool) -> tuple[list[nn.Module], set
     hooked = [each for each in holding if id(each) not in within][:_OUTERMOST]
     ids = {id(each) for each in hooked}
     return hooked, {id(each) for each in holding if id(each) not in ids and _has_own(each)}
+
+
+def _depth(named: tuple[str, nn.Module]) -> int:
+    return named[0].count(".")
 
 
 def _has_own(module: nn.Module) -> bool:
