@@ -882,6 +882,14 @@ class Learner(nn.Module):
         return self.net(x)
 
 
+def train_between(meta, act):
+    """Train a learner that does something else before each of its steps."""
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
+    for _ in range(4):
+        act(batch())
+        fit(meta, optimizer, 1)
+
+
 @healthy("unregistered")
 def copy_adapts_in_a_method():
     class Meta(Learner):
@@ -894,10 +902,7 @@ def copy_adapts_in_a_method():
                 return fast(x)
 
     meta = Meta()
-    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
-    for _ in range(4):
-        meta.adapted(batch())
-        fit(meta, optimizer, 1)
+    train_between(meta, meta.adapted)
 
 
 @healthy("unregistered")
@@ -933,10 +938,7 @@ def model_made_alike_has_an_optimizer_of_its_own():
                 return fast.eval()(x)
 
     meta = Meta()
-    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
-    for _ in range(4):
-        meta.tuned(batch())
-        fit(meta, optimizer, 1)
+    train_between(meta, meta.tuned)
 
 
 @healthy("unregistered")
@@ -947,10 +949,7 @@ def model_made_alike_is_differentiated():
             return sum(map(torch.sum, torch.autograd.grad(fast(x).sum(), list(fast.parameters()))))
 
     meta = Meta()
-    optimizer = torch.optim.SGD(meta.parameters(), lr=0.1)
-    for _ in range(4):
-        meta.sharpness(batch())
-        fit(meta, optimizer, 1)
+    train_between(meta, meta.sharpness)
 
 
 @healthy("unregistered")
