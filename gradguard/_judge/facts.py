@@ -19,6 +19,7 @@ class Left(NamedTuple):
         number: tells this switch from every other.
         returned: whether the function that switched it has returned.
         constant: whether the switch is written with a constant, not with a flag of the program's.
+        suspended: whether its block is that of a generator or coroutine, which is suspended in it.
 
     """
 
@@ -27,6 +28,7 @@ class Left(NamedTuple):
     number: int
     returned: bool
     constant: bool = False
+    suspended: bool = False
 
 
 class Forward:

@@ -96,13 +96,10 @@ class InARow:
         for _, line, missing in self._gradients.missing(late):
             by_line.setdefault(line, []).append(missing)
         for line, found in by_line.items():
-            seen = found[0].seen
-            recorded = seen.recorded_call is not None
-            why = wording.why_none(seen.kind, recorded=recorded, reentrant=seen.reentrant)
             self._scene.ledger.add(
                 "no-gradient",
                 line,
-                wording.no_gradient(held.kind, self._patience, len(found), why),
+                wording.no_gradient(held.kind, self._patience, len(found), found[0].why()),
                 parameters=[one.name for one in found],
                 model=found[0].model,
                 first_step=self._scene.steps,

@@ -99,7 +99,7 @@ class Leaks:
         return False
 
     def _tell(self, left: Left, what: str) -> None:
-        message = _mode_leak(left.state, what, seen=left.line is not None)
+        message = _mode_leak(left, what)
         line = left.line or here()
         self._scene.ledger.add("mode-leak", line, message, first_step=self._scene.steps + 1)
 
@@ -108,8 +108,8 @@ def _learns(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def _mode_leak(state: tuple[bool, bool], what: str, *, seen: bool) -> str:
-    grad, inference = state
+def _mode_leak(left: Left, what: str) -> str:
+    grad, inference = left.state
     mode = "Inference mode was left on" if inference else "Grad mode was left off"
     if grad and not inference:
         mode = "The mode was left switched"
@@ -117,14 +117,22 @@ def _mode_leak(state: tuple[bool, bool], what: str, *, seen: bool) -> str:
         "forward": "a forward in train mode recorded nothing",
         "backward": f"backward() was called on what was not recorded ({_NOT_RECORDED!r})",
     }[what]
-    where = (
-        "This line switched it, and nothing switched it back.\n"
-        if seen
-        else "What switched it has returned and was not seen: run the program under "
-        "`gradguard run SCRIPT`, or put `with gradguard.trace() as switches:` around it and "
-        "print(switches).\n"
-    )
-    return (
-        f"{mode}, and training went on in it: {went_on}. {where}"
-        "To do: switch it by `with torch.no_grad():` (or a decorator), which ends with its block."
-    )
+    todo = "switch it by `with torch.no_grad():` (or a decorator), which ends with its block"
+    if left.line is None:
+        where = (
+            "What switched it has returned, or is suspended at a `yield` or `await`, and was not "
+            "seen: run the program under `gradguard run SCRIPT`, or put `with gradguard.trace() as "
+            "switches:` around it and print(switches)."
+        )
+    elif left.suspended:
+        where = (
+            "This line's block is still open: its function is suspended in it, at a `yield` or "
+            "`await`, and until it goes on the mode holds for the whole thread."
+        )
+        todo = (
+            "`yield` or `await` outside the block, or decorate the function with "
+            "`gradguard.isolated`, whose mode stays inside"
+        )
+    else:
+        where = "This line switched it, and nothing switched it back."
+    return f"{mode}, and training went on in it: {went_on}. {where}\nTo do: {todo}."

@@ -27,6 +27,12 @@ class Missing(NamedTuple):
     model: str
     seen: Seen
 
+    def why(self) -> str:
+        """Say why it has none, as far as its module's calls tell."""
+        seen = self.seen
+        recorded = seen.recorded_call is not None
+        return wording.why_none(seen.kind, recorded=recorded, reentrant=seen.reentrant)
+
 
 class NoGradients:
     """Follows, for each optimizer, the parameters that have had no gradient so far."""
@@ -115,15 +121,10 @@ class NoGradients:
                 line, missing = held.missing[key]
                 by_line.setdefault(line, []).append(missing)
         for line, found in by_line.items():
-            why = wording.why_none(
-                found[0].seen.kind,
-                recorded=found[0].seen.recorded_call is not None,
-                reentrant=found[0].seen.reentrant,
-            )
             self._scene.ledger.add(
                 "no-gradient",
                 line,
-                wording.no_gradient(held.kind, held.steps, len(found), why),
+                wording.no_gradient(held.kind, held.steps, len(found), found[0].why()),
                 parameters=[one.name for one in found],
                 model=found[0].model,
                 count=held.steps,

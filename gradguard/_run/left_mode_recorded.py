@@ -11,6 +11,7 @@ from gradguard._judge.lines import Line
 from gradguard._judge.scene import is_recording
 from gradguard._locate.blocks import is_in_with
 from gradguard._trace import recorder
+from gradguard._trace.causes import can_be_suspended
 from gradguard._trace.switch import Holder, RecordedSwitch, lineno_of
 
 _CONSTANT = re.compile(r"set_grad_enabled\(\s*(?:mode\s*=\s*)?False\s*\)|__enter__")
@@ -38,7 +39,9 @@ def left(caller: FrameType | None = None) -> Left | None:
         return None  # a library's own business: it switches back in a place of its own
     line = _line(record)
     constant = _CONSTANT.search(line.source or "") is not None
-    return Left(record.after, line, record.number, _frame_of(record.code) is None, constant)
+    returned = _frame_of(record.code) is None
+    suspended = _is_suspended(record.holder)
+    return Left(record.after, line, record.number, returned, constant, suspended)
 
 
 def open_switches() -> frozenset[int]:
@@ -60,6 +63,11 @@ def _is_open(holder: Holder | None) -> bool:
             _within.clear()
         known = _within[place] = holder.code, is_in_with(frame, holder.entry)
     return known[1]
+
+
+def _is_suspended(holder: Holder | None) -> bool:
+    """Tell whether who has opened a block is suspended in it: it is open, and does not run."""
+    return holder is not None and can_be_suspended(holder.code) and _frame_of(holder.code) is None
 
 
 def _frame_of(code: CodeType) -> FrameType | None:

@@ -82,7 +82,12 @@ def is_call_of_torchs(frame: FrameType) -> bool:
 def is_plain(code: CodeType) -> bool:
     """Tell whether the `with` blocks of a function end before it does, whoever calls it."""
     entering = code.co_name in _ENTERING or "__enter__" in code.co_names
-    return not entering and not code.co_flags & _GENERATORS
+    return not entering and not can_be_suspended(code)
+
+
+def can_be_suspended(code: CodeType) -> bool:
+    """Tell whether this is a generator's or a coroutine's."""
+    return bool(code.co_flags & _GENERATORS)
 
 
 def is_torchs(frame: FrameType | None) -> bool:

@@ -1,5 +1,6 @@
 """The kinds of findings of ``python -m gradguard run``: each fault is named, at its line."""
 
+import asyncio
 import inspect
 import threading
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import gradguard
 from gradguard._core.state import grad_state
 from gradguard._run.observer import Observer
 
@@ -155,8 +157,9 @@ def test_inference_tensors_in_buffers_and_state():
     assert one.lineno == line(buffers, "# made")
 
 
-def test_left_by_a_generator():
-    """A block around a yield reaches the loop that steps."""
+@pytest.mark.parametrize("isolate", [False, True])
+def test_left_by_a_generator(isolate):
+    """A block around a yield reaches the loop that steps, and what the message advises mends it."""
 
     def batches():
         with torch.no_grad():  # left
@@ -165,14 +168,50 @@ def test_left_by_a_generator():
 
     def program():
         model, optimizer = trained()
-        for given in batches():
+        for given in (gradguard.isolated(batches) if isolate else batches)():
             loss = model(given).sum()
             if loss.requires_grad:
                 loss.backward()
             optimizer.step()
 
-    one = only(found_in(program), "mode-leak")
-    assert one.lineno == line(batches, "# left")
+    found = found_in(program)
+    if isolate:
+        assert found == []
+    else:
+        one = only(found, "mode-leak")
+        assert one.lineno == line(batches, "# left")
+        assert "suspended in it, at a `yield` or `await`" in one.message
+        assert "`gradguard.isolated`" in one.message
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_left_by_a_task(isolate):
+    """A block around an await reaches the task that steps meanwhile."""
+
+    async def predict():
+        with torch.no_grad():  # left
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+    async def train():
+        model, optimizer = trained()
+        for _ in range(3):
+            loss = model(torch.randn(6, 4)).sum()
+            if loss.requires_grad:
+                loss.backward()
+            optimizer.step()
+            await asyncio.sleep(0)
+
+    async def main():
+        await asyncio.gather(train(), (gradguard.isolated(predict) if isolate else predict)())
+
+    found = found_in(lambda: asyncio.run(main()))
+    if isolate:
+        assert found == []
+    else:
+        one = only(found, "mode-leak")
+        assert one.lineno == line(predict, "# left")
+        assert "suspended in it, at a `yield` or `await`" in one.message
 
 
 def test_thread_that_goes_on():
