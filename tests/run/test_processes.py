@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -84,8 +83,17 @@ def training(project):
     return project
 
 
-def left_behind():
-    return set(Path(tempfile.gettempdir()).glob("gradguard-*"))
+@pytest.fixture
+def temporary(tmp_path_factory, monkeypatch):
+    """Give the programs a folder for temporary files of their own: no other suite's lie in it."""
+    folder = tmp_path_factory.mktemp("temporary")
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.setenv(name, str(folder))
+    return folder
+
+
+def left_behind(temporary):
+    return [path.name for path in temporary.glob("gradguard-*")]
 
 
 def test_however_a_child_is_started(training):
@@ -148,9 +156,8 @@ def test_children_that_do_not_train_leave_no_word(project):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_many_children_at_once(training):
+def test_many_children_at_once(training, temporary):
     """A hundred short children leave one valid report, no finding is lost, and no file stays."""
-    before = left_behind()
     training.write(
         "script.py",
         """
@@ -177,7 +184,7 @@ def test_many_children_at_once(training):
     leaks = [one for one in training.report()["findings"] if one["kind"] == "mode-leak"]
     assert sorted(one["filename"] for one in leaks) == sorted(f"part{n}.py" for n in range(100))
     assert len(training.report()["processes"]) == 101
-    assert left_behind() == before
+    assert left_behind(temporary) == []
     assert {path.name for path in training.path.iterdir()} <= {
         "training.py",
         "script.py",
@@ -229,9 +236,8 @@ def test_a_killed_child_leaves_what_it_knew(training):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_children_outlive_a_killed_program(training):
+def test_children_outlive_a_killed_program(training, temporary):
     """Where the program itself is killed, its child adds to the report and takes its part away."""
-    before = left_behind()
     training.write(
         "script.py",
         """
@@ -255,7 +261,7 @@ def test_children_outlive_a_killed_program(training):
     report = training.report()
     assert len(report["processes"]) == 2
     assert {one["lineno"] for one in report["findings"] if one["kind"] == "mode-leak"} == {LINE}
-    assert left_behind() == before
+    assert left_behind(temporary) == []
 
 
 def test_os_exit_of_a_child(training):
