@@ -1,5 +1,6 @@
 """The rows of `tests/matrix`: one for each set of versions, in the order of their numbers."""
 
+import argparse
 import os
 import runpy
 import sys
@@ -29,6 +30,20 @@ def test_a_row_takes_the_place_of_the_one_with_its_versions(matrix, monkeypatch,
     rows = [(row["torch"], row["passed"]) for row in matrix["read"]()]
     assert rows == [("2.8.0", 2), ("2.10.0", 3)]
     assert matrix["table"]().splitlines()[2] == "| 2.8.0 | 3.11.7 | 9.2.0 | 2 | 0 | 0 | 1 |"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="commands of POSIX")
+def test_each_python_has_an_environment_of_its_own(matrix, tmp_path):
+    """Its version tells: pyenv's Pythons are all called `bin/python`."""
+    names = []
+    for version in ("3.10.13", "3.13.0"):
+        python = tmp_path / version / "python"
+        python.parent.mkdir()
+        python.write_text(f"#!/bin/sh\necho {version}\n", encoding="utf-8")
+        python.chmod(0o755)
+        options = argparse.Namespace(torch="2.13.0", python=str(python), pytest=None)
+        names.append(matrix["environment_name"](options))
+    assert names == ["torch2.13.0-python3.10.13-pytest", "torch2.13.0-python3.13.0-pytest"]
 
 
 @pytest.mark.skipif("GRADGUARD_MATRIX_COUNTS" in os.environ, reason="a run writes its row first")

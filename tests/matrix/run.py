@@ -36,8 +36,8 @@ def main() -> int:
         return 0
     # A shell has what it starts in the background ignore Ctrl-C, which tests of signals inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    name = f"torch{options.torch}-{Path(options.python).name}-pytest{options.pytest or ''}"
-    environment = Environment(Path(options.environment or PROJECT / "build" / "matrix" / name))
+    folder = options.environment or PROJECT / "build" / "matrix" / environment_name(options)
+    environment = Environment(Path(folder))
     if not environment.exists():
         cuda = options.cuda or sys.platform != "linux"
         environment.make(options.python, options.torch, options.pytest, cuda=cuda)
@@ -65,6 +65,15 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     if not options.table and not options.torch:
         parser.error("say which torch: --torch VERSION")
     return options, options.tests
+
+
+def environment_name(options: argparse.Namespace) -> str:
+    """What the environment is called: another for each Python, which may all be `…/bin/python`."""
+    ask = "import platform; print(platform.python_version())"
+    python = subprocess.run(
+        [options.python, "-c", ask], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+    return f"torch{options.torch}-python{python}-pytest{options.pytest or ''}"
 
 
 def run(environment: Environment, torch: str, tests: list[str]) -> tuple[int, dict[str, int]]:
