@@ -10,7 +10,8 @@ from torch.distributions import Distribution
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
 
 from gradguard._core.torch_versions import exports, next_sequence_number
-from gradguard._graph.tensors import Parts, Way, items, walk
+from gradguard._graph.attributes import may_have_attributes, own_attributes
+from gradguard._graph.tensors import Parts, Way, attribute, items, walk
 from gradguard._judge import referrers, wording
 from gradguard._judge.facts import Forward
 from gradguard._judge.followed_graph import (
@@ -153,9 +154,16 @@ class Graphs:
             )
 
 
-def _parts(_: Way, value: object) -> Parts | None:
-    """Give what a forward returns in one: a policy's distribution keeps its tensors to itself."""
-    return items(vars(value) if isinstance(value, Distribution) else value)
+def _parts(way: Way, value: object) -> Parts | None:
+    """Give what a forward returns in one: a structure, or an object of a class of its own.
+
+    Of objects only what is returned itself, or right in a structure: one may refer to everything.
+    """
+    found = items(vars(value) if isinstance(value, Distribution) else value)
+    is_near = not way or not way[0]
+    if found is None and is_near and not callable(value) and may_have_attributes(value):
+        return ((attribute, name, part) for name, part in own_attributes(value))
+    return found
 
 
 def _share(calls: int) -> int:

@@ -1091,6 +1091,63 @@ def features_kept_of_an_encoder():
         optimizer.step()
 
 
+class Output:
+    """What a forward returns where it is neither a tensor nor a structure, in slots and not."""
+
+    __slots__ = ("__dict__", "loss")
+
+    def __init__(self, loss, logits):
+        self.loss, self.logits = loss, logits
+
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x):
+        logits = self.body(x)
+        output = Output(logits.square().mean(), logits)
+        output.model = self
+        return output
+
+
+@fault("kept-graph", "notice")
+def losses_of_an_output_summed():
+    model, total = WithLoss(), 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(24):
+        output = model(batch())  # HERE
+        total += output.loss
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert total.requires_grad
+
+
+@fault("recorded-eval", "notice")
+def output_asked_for_its_logits():
+    model = WithLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        fit(model.train(), optimizer, 1, forward=lambda x: model(x).loss)
+        model.eval()
+        model(batch()).logits.argmax(1).tolist()  # HERE
+
+
+@healthy("kept-graph")
+def losses_of_an_output_as_numbers():
+    model, total = WithLoss(), 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(24):
+        output = model(batch())
+        total += output.loss.item()
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert total > 0
+
+
 @fault("kept-graph", "notice")
 def mean_in_a_buffer():
     class Centred(nn.Module):
