@@ -37,7 +37,7 @@ class _Reference(weakref.ref[nn.Module]):
 # The class as a default: at the interpreter's end this module's names may be gone before a model.
 def _forget(reference: "weakref.ref[nn.Module]", kind: "type[_Reference]" = _Reference) -> None:
     if isinstance(reference, kind):
-        reference.modules.by_id.pop(reference.key, None)
+        reference.modules.forget(reference.key)
 
 
 class Seen:
@@ -62,6 +62,7 @@ class Seen:
         "tree",
         "unrecorded_call",
         "version",
+        "within",
     )
 
     def __init__(self, module: nn.Module, reference: "weakref.ref[nn.Module]") -> None:
@@ -81,6 +82,8 @@ class Seen:
         # What only an outermost module needs, made when it is asked for: most are within one.
         # The ids of modules seen inside, by its mode and the grad mode.
         self.known: tuple[set[int], ...] | None = None
+        # Those sets of others that its own id is in, each by the set's id.
+        self.within: dict[int, set[int]] = {}
         # The ids of all that is registered in it, and those whose forward depends on the mode.
         self.tree: frozenset[int] = _NOTHING
         self.depending: tuple[weakref.ref[nn.Module], ...] = ()
@@ -167,6 +170,25 @@ class Modules:
         if any(seen.trained for _, seen in before):
             for _, seen in self.alive():
                 seen.known = None
+                seen.within.clear()
+
+    def seen_inside(self, module: nn.Module, inside: set[int]) -> None:
+        """Add a module to those seen inside another, for as long as it is alive."""
+        inside.add(id(module))
+        self.of(module).within[id(inside)] = inside
+
+    def forget(self, key: int) -> None:
+        """Drop what is known of a module that is gone: the next one made may have its id."""
+        seen = self.by_id.pop(key, None)
+        if seen is None:
+            return
+        for inside in list(seen.within.values()):
+            inside.discard(key)
+        for inside in seen.known or ():
+            for each in list(inside):  # another thread may add to it
+                other = self.by_id.get(each)
+                if other is not None:
+                    other.within.pop(id(inside), None)
 
     def put_off(self, note: Callable[[], None]) -> None:
         """Note something of many modules when it is asked for: by no step of a healthy training."""

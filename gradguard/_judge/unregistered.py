@@ -137,8 +137,9 @@ def _is_foreign(module: nn.Module, root: nn.Module, tree: frozenset[int]) -> boo
 
     A container may be made in the forward of layers that are registered.
     """
-    known = {id(p) for p in root.parameters()}
-    return any(id(p) not in known for p in module.parameters()) or any(
+    own = list(module.parameters())
+    known = {id(p) for p in root.parameters()} if own else set[int]()
+    return any(id(p) not in known for p in own) or any(
         id(each) not in tree and acts(each) for each in module.modules()
     )
 

@@ -51,7 +51,7 @@ def replacement(  # noqa: C901 (one function, for the time of its calls)
                 if not running.backward:
                     return outermost(self, sys._getframe(1), args, kwargs)  # noqa: SLF001
             elif id(self) not in inside:
-                inside.add(id(self))
+                judge.scene.modules.seen_inside(self, inside)
                 attempt(judge.ran_inside, self, running.forward, sys._getframe(1))  # noqa: SLF001
         if not plain:
             return original(self, *args, **kwargs)

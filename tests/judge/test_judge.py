@@ -102,3 +102,28 @@ def test_what_was_not_seen_is_not_guessed():
         step(judge, optimizer)
     judge.finish()
     assert judge.ledger.findings() == []
+
+
+def test_an_id_goes_with_its_module():
+    """A layer made anew in each forward may have the id of the one before: it is looked at again."""
+    modules = Judge().scene.modules
+    root, layer = nn.Linear(2, 2), nn.Linear(2, 2)
+    inside, key = modules.of(root).known_inside()[0], id(layer)
+    modules.seen_inside(layer, inside)
+    assert key in inside
+    assert key in modules.by_id
+    del layer
+    assert inside == set()
+    assert key not in modules.by_id
+
+
+def test_a_shared_part_outlives_what_it_ran_in():
+    """Thousands of models made around one backbone leave nothing behind."""
+    modules = Judge().scene.modules
+    backbone = nn.Linear(2, 2)
+    for _ in range(3):
+        root = nn.Sequential(backbone)
+        modules.seen_inside(backbone, modules.of(root).known_inside()[0])
+        assert len(modules.of(backbone).within) == 1
+        del root
+    assert modules.of(backbone).within == {}
