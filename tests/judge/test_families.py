@@ -1063,6 +1063,22 @@ def guard_made_first_and_used_later():
     torch.no_grad()(model.forward)(batch())
 
 
+@healthy("recorded-eval")
+def weight_norm_removed_and_looked_at():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    for each in (model[0], model[2]):
+        torch.nn.utils.parametrizations.weight_norm(each)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, optimizer)
+    model.eval()
+    for _ in range(4):
+        assert model[0].weight.norm() > 0
+    for each in (model[0], model[2]):
+        torch.nn.utils.parametrize.remove_parametrizations(each, "weight")
+    with torch.no_grad():
+        model(batch())
+
+
 # kept-graph
 
 
