@@ -108,5 +108,7 @@ def _comments(source: str) -> Iterator[tuple[int, int, str]]:
                 yield token.start[0], token.start[1] + 1, token.string
     except (tokenize.TokenError, SyntaxError):  # told as a finding of its own
         return
-    except UnicodeDecodeError:  # from Python 3.12 on, of "\r\x80", say: it cuts a character in two
+    # CPython's own faults with what is no Python, from 3.12 on. It cuts a character of "\r\x80" in
+    # two; and after some it yields a token and sets an error.
+    except (UnicodeDecodeError, SystemError):
         return

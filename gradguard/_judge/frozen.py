@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradguard._judge.lines import Line, here
-from gradguard._judge.modules import is_norm, plain
+from gradguard._judge.mode_dependence import is_norm
+from gradguard._judge.modules import plain
 from gradguard._judge.optimizers import Held, parameters
 from gradguard._judge.scene import Scene
 from gradguard._judge.wording import counted

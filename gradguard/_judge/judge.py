@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from types import FrameType
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from gradguard._findings.finding import Finding
@@ -92,8 +91,6 @@ class Judge:
 
     def ended(self, forward: Forward, output: object) -> None:
         """Take a forward that the program called, and what it returned."""
-        if isinstance(forward.module, ParametrizationList):
-            return  # a parametrized weight was read: no forward of a model
         self.scene.forwards += 1
         if self.norms.parts:
             self.norms.ran(forward.module)

@@ -12,7 +12,7 @@ from gradguard._findings.finding import Finding
 from gradguard._judge import wording
 from gradguard._judge.ledger import Ledger
 from gradguard._judge.lines import line_at, outside
-from gradguard._judge.modules import acts, depends_on_mode
+from gradguard._judge.mode_dependence import acts, depends_on_mode
 
 _ASKED = (
     {"autograd", "grad"},

@@ -13,7 +13,7 @@ from gradguard._judge.facts import Forward
 from gradguard._judge.forgotten_eval import Evals
 from gradguard._judge.inference_tensors import is_inference
 from gradguard._judge.lines import Line, line_at, outside
-from gradguard._judge.modules import acts
+from gradguard._judge.mode_dependence import acts
 from gradguard._judge.scene import Scene
 
 _PARAMETERS = 16  # of which a value is looked at

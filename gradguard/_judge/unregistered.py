@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from gradguard._core.frames import outwards
 from gradguard._judge import referrers
 from gradguard._judge.lines import Line, here, is_method
-from gradguard._judge.modules import acts
+from gradguard._judge.mode_dependence import acts
 from gradguard._judge.optimizers import parameters
 from gradguard._judge.scene import Scene, is_recording
 

@@ -8,6 +8,7 @@ from types import CodeType, FrameType
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage] (a documented name)
+from torch.nn.utils.parametrize import ParametrizationList
 
 from gradguard._core.torch_versions import exports, next_sequence_number
 from gradguard._graph.attributes import may_have_attributes, own_attributes
@@ -43,6 +44,8 @@ class Graphs:
         self, forward: Forward, output: object, frame: FrameType, owner: nn.Module
     ) -> bool:
         """Follow one output; tell whether its line was known."""
+        if isinstance(forward.module, ParametrizationList):
+            return True  # a parametrized weight was read: no forward of a model
         key = (id(frame.f_code), frame.f_lasti, forward.training)
         calling = self._lines.get(key)
         known = calling is not None

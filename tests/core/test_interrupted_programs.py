@@ -34,11 +34,6 @@ IN_THE_MAKING = [
 ]
 
 
-# Where nothing of an exit has run, and nothing of it will: so it is with torch's, too. On 3.10 it is
-# with entries as well: to be in a `try` takes a bytecode there.
-BEFORE_THE_FIRST_LINE = ("__exit__",) if sys.version_info >= (3, 11) else ("__enter__", "__exit__")
-
-
 class Signal(Signals):
     """An interrupt at one place in what a program runs of gradguard, where CPython looks for one."""
 
@@ -48,7 +43,9 @@ class Signal(Signals):
         self.looking = False  # what the test itself asks is no part of the program
 
     def at_start(self, code, offset):
-        if code.co_name not in BEFORE_THE_FIRST_LINE:
+        """Pass by what no `try` of a function covers, where torch's own leave as much."""
+        made = code.co_name == "__enter__" and code.co_filename.endswith("set_grad_guard.py")
+        if code.co_name != "__exit__" and not made:  # nothing of an exit has run, nor will
             super().at_start(code, offset)
 
     def point(self, code):
@@ -373,6 +370,7 @@ FOUND = {
         ("body", "generator", "inference_on", "inference_off", [], [], 0),
     ],
     "a call whose body raises": [("call", "no_grad", [("raise",)])],
+    "a block of what switches in the making": [("block", "set_off", [])],
     "a shared guard": [("shared", "inference_on", []), ("shared", "enable_grad", [])],
 }
 

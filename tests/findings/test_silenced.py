@@ -80,6 +80,7 @@ def test_meaningless():
 
 @given(st.text(), st.sampled_from(["# noqa", "# gradguard: ignore[GG107]"]))
 @example("\r\x80", "# noqa")  # where Python's own tokenizer, from 3.12 on, fails
+@example(" }0\x0c\x80", "# noqa")  # and where it ends in a SystemError
 def test_any_source(text, comment):
     """Whatever the source is, Python or not, it is read without an error."""
     Silenced(f"{text}\n(\x00 {comment}\n\t}} ''' ", noqa=True).unused(NAMES)
