@@ -39,7 +39,8 @@ class FrozenMoves:
 
     def before(self, optimizer: Optimizer, held: Held) -> None:
         """Remember what a step should leave as it is."""
-        few = held.steps & (held.steps - 1) == 0
+        # Ever more rarely, and not at the first step, when everything else is looked at.
+        few = held.steps and not held.steps & (held.steps - 1)
         if not self._lines and not few:
             return
         # torch's own optimizers leave alone what has no gradient.
