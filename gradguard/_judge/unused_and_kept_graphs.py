@@ -11,7 +11,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # pyright: ignor
 from torch.nn.utils.parametrize import ParametrizationList
 
 from gradguard._core.torch_versions import exports, next_sequence_number
-from gradguard._graph.attributes import may_have_attributes, own_attributes
+from gradguard._graph.attributes import own_attributes
 from gradguard._graph.tensors import Parts, Way, attribute, items, walk
 from gradguard._judge import referrers, wording
 from gradguard._judge.facts import Forward
@@ -163,8 +163,7 @@ def _parts(way: Way, value: object) -> Parts | None:
     Of objects only what is returned itself, or right in a structure: one may refer to everything.
     """
     found = items(vars(value) if isinstance(value, Distribution) else value)
-    is_near = not way or not way[0]
-    if found is None and is_near and not callable(value) and may_have_attributes(value):
+    if found is None and (not way or not way[0]) and not callable(value):
         return ((attribute, name, part) for name, part in own_attributes(value))
     return found
 

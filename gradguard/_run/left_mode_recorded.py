@@ -11,7 +11,7 @@ from gradguard._judge.lines import Line
 from gradguard._judge.scene import is_recording
 from gradguard._locate.blocks import is_in_with
 from gradguard._trace import recorder
-from gradguard._trace.causes import can_be_suspended
+from gradguard._trace.causes import can_be_suspended_in_with
 from gradguard._trace.switch import Holder, RecordedSwitch, lineno_of
 
 _CONSTANT = re.compile(r"set_grad_enabled\(\s*(?:mode\s*=\s*)?False\s*\)|__enter__")
@@ -66,8 +66,13 @@ def _is_open(holder: Holder | None) -> bool:
 
 
 def _is_suspended(holder: Holder | None) -> bool:
-    """Tell whether who has opened a block is suspended in it: it is open, and does not run."""
-    return holder is not None and can_be_suspended(holder.code) and _frame_of(holder.code) is None
+    """Tell whether who has opened a block is suspended in it: it is open, and does not run.
+
+    Where that is not certain (a manager that may not switch back, an exit stack), it is not said.
+    """
+    if holder is None or holder.entry is not None or not can_be_suspended_in_with(holder.code):
+        return False
+    return _frame_of(holder.code) is None
 
 
 def _frame_of(code: CodeType) -> FrameType | None:

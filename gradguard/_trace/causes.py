@@ -82,12 +82,12 @@ def is_call_of_torchs(frame: FrameType) -> bool:
 def is_plain(code: CodeType) -> bool:
     """Tell whether the `with` blocks of a function end before it does, whoever calls it."""
     entering = code.co_name in _ENTERING or "__enter__" in code.co_names
-    return not entering and not can_be_suspended(code)
+    return not entering and not code.co_flags & _GENERATORS
 
 
-def can_be_suspended(code: CodeType) -> bool:
-    """Tell whether this is a generator's or a coroutine's."""
-    return bool(code.co_flags & _GENERATORS)
+def can_be_suspended_in_with(code: CodeType) -> bool:
+    """Tell whether a function can be suspended in a block, each of which ends before it returns."""
+    return bool(code.co_flags & _GENERATORS) and not {*_ENTERING} & {*code.co_names}
 
 
 def is_torchs(frame: FrameType | None) -> bool:

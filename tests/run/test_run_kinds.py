@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import threading
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -157,22 +158,29 @@ def test_inference_tensors_in_buffers_and_state():
     assert one.lineno == line(buffers, "# made")
 
 
+def learn(model, optimizer):
+    """Step on what the model makes of a batch, if that was recorded."""
+    loss = model(torch.randn(6, 4)).sum()
+    if loss.requires_grad:
+        loss.backward()
+    optimizer.step()
+
+
+SUSPENDED = "suspended in it, at a `yield` or `await`"
+
+
 @pytest.mark.parametrize("isolate", [False, True])
 def test_left_by_a_generator(isolate):
     """A block around a yield reaches the loop that steps, and what the message advises mends it."""
 
     def batches():
         with torch.no_grad():  # left
-            for _ in range(3):
-                yield torch.randn(6, 4)
+            yield from range(3)
 
     def program():
         model, optimizer = trained()
-        for given in (gradguard.isolated(batches) if isolate else batches)():
-            loss = model(given).sum()
-            if loss.requires_grad:
-                loss.backward()
-            optimizer.step()
+        for _ in (gradguard.isolated(batches) if isolate else batches)():
+            learn(model, optimizer)
 
     found = found_in(program)
     if isolate:
@@ -180,7 +188,7 @@ def test_left_by_a_generator(isolate):
     else:
         one = only(found, "mode-leak")
         assert one.lineno == line(batches, "# left")
-        assert "suspended in it, at a `yield` or `await`" in one.message
+        assert SUSPENDED in one.message
         assert "`gradguard.isolated`" in one.message
 
 
@@ -196,10 +204,7 @@ def test_left_by_a_task(isolate):
     async def train():
         model, optimizer = trained()
         for _ in range(3):
-            loss = model(torch.randn(6, 4)).sum()
-            if loss.requires_grad:
-                loss.backward()
-            optimizer.step()
+            learn(model, optimizer)
             await asyncio.sleep(0)
 
     async def main():
@@ -211,7 +216,41 @@ def test_left_by_a_task(isolate):
     else:
         one = only(found, "mode-leak")
         assert one.lineno == line(predict, "# left")
-        assert "suspended in it, at a `yield` or `await`" in one.message
+        assert SUSPENDED in one.message
+
+
+class Off:
+    """Switches as it is entered, and not back."""
+
+    def __enter__(self):
+        torch.set_grad_enabled(False)  # left
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("by_stack", [False, True])
+def test_left_by_what_is_over(by_stack):
+    """A coroutine that has returned is not said to be suspended."""
+    stack = ExitStack()
+
+    async def prepare():
+        stack.enter_context(torch.no_grad())  # left
+
+    async def prepare_within():
+        with Off():
+            await asyncio.sleep(0)
+
+    def program():
+        model, optimizer = trained()
+        asyncio.run(prepare() if by_stack else prepare_within())
+        for _ in range(3):
+            learn(model, optimizer)
+
+    one = only(found_in(program), "mode-leak")
+    assert one.lineno == line(prepare if by_stack else Off, "# left")
+    assert "nothing switched it back" in one.message
+    stack.close()
 
 
 def test_thread_that_goes_on():
