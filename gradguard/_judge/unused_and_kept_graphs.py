@@ -160,10 +160,12 @@ class Graphs:
 def _parts(way: Way, value: object) -> Parts | None:
     """Give what a forward returns in one: a structure, or an object of a class of its own.
 
-    Of objects only what is returned itself, or right in a structure: one may refer to everything.
+    Of objects only what is returned itself, or right in a list, tuple or mapping, and not what is
+    an attribute: one may refer to everything.
     """
     found = items(vars(value) if isinstance(value, Distribution) else value)
-    if found is None and (not way or not way[0]) and not callable(value):
+    is_near = not way or (not way[0] and way[1] is not attribute)
+    if found is None and is_near and not callable(value):
         return ((attribute, name, part) for name, part in own_attributes(value))
     return found
 

@@ -331,7 +331,7 @@ def run(program, signal, *, traced=True):
             signal.run(lambda: running.do_catch(program))
         else:
             running.do_catch(program)
-        gc.collect()  # what the program has left in cycles goes amid the next one
+        gc.collect()  # what is left in cycles is this program's, and must not end amid the next
         # Python itself drops what is raised where a body is dropped.
         came_out = running.came_out or any(kind is Interrupt for kind, _ in dropped)
         assert signal.came == came_out

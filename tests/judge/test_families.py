@@ -1128,6 +1128,28 @@ class WithLoss(nn.Module):
         return output
 
 
+@healthy("recorded-eval")
+def output_that_refers_to_what_else_is_kept():
+    class Session:
+        loss = None
+
+    class Served(nn.Module):
+        def __init__(self, session):
+            super().__init__()
+            self.body, self.session = net().requires_grad_(False), session
+
+        def forward(self, x):
+            output = Output(None, self.body(x))
+            output.session = self.session
+            return output
+
+    session = Session()
+    session.loss = nn.Parameter(torch.ones(2)).square().sum()
+    model = Served(session).eval()
+    for _ in range(4):
+        model(batch()).logits.argmax(1).tolist()
+
+
 @fault("kept-graph", "notice")
 def losses_of_an_output_summed():
     model, total = WithLoss(), 0

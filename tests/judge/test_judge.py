@@ -127,3 +127,15 @@ def test_a_shared_part_outlives_what_it_ran_in():
         assert len(modules.of(backbone).within) == 1
         del root
     assert modules.of(backbone).within == {}
+
+
+def test_what_is_looked_at_anew_leaves_nothing_behind():
+    """Each optimizer that is given a part that ran has all looked at anew, a thousand times, too."""
+    modules = Judge().scene.modules
+    part = nn.Linear(2, 2)
+    root = nn.Sequential(part)
+    modules.of(root).ran(sys._getframe(), recorded=True)
+    modules.seen_inside(part, modules.of(root).known_inside()[0])
+    modules.given(root.parameters())
+    assert modules.of(root).known is None
+    assert modules.of(part).within == {}
