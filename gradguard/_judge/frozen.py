@@ -39,9 +39,8 @@ class FrozenMoves:
 
     def before(self, optimizer: Optimizer, held: Held) -> None:
         """Remember what a step should leave as it is."""
-        # Ever more rarely, and not at the first step, when everything else is looked at.
-        few = held.steps and not held.steps & (held.steps - 1)
-        if not self._lines and not few:
+        # Where nobody said that any was frozen, ever more rarely.
+        if not self._lines and held.steps & (held.steps - 1):
             return
         # torch's own optimizers leave alone what has no gradient.
         own = type(optimizer).__module__.startswith("torch.optim")

@@ -129,18 +129,33 @@ class Outside:
     """What `outside` returns, at once for a call made outside all modules: by far the most."""
 
     def __init__(self) -> None:
-        self._callers: dict[int, CodeType] = {}  # the user's, by id
+        # By id of the code: True for a function of the user's that is no method, False for what
+        # torch or a library has between it and the call.
+        self._callers: dict[int, tuple[CodeType, bool]] = {}
 
     def __call__(self, frame: FrameType | None) -> tuple[FrameType, nn.Module | None]:
         """Return the caller of the outermost module's method, and that module."""
-        if frame is not None and self._callers.get(id(frame.f_code)) is frame.f_code:
-            return frame, None
+        at = frame
+        while at is not None:
+            code = at.f_code
+            known = self._callers.get(id(code))
+            if known is None or known[0] is not code:
+                break
+            if known[1]:
+                return at, None
+            at = at.f_back
         found, owner = outside(frame)
-        if found is frame and not is_method(found):
-            if len(self._callers) > _MOST_CODE:
-                self._callers.clear()
-            self._callers[id(found.f_code)] = found.f_code
+        if found is user_frame(frame) and not is_method(found):
+            self._keep(frame, found)
         return found, owner
+
+    def _keep(self, frame: FrameType | None, found: FrameType) -> None:
+        if len(self._callers) > _MOST_CODE:
+            self._callers.clear()
+        for each in outwards(frame):
+            self._callers[id(each.f_code)] = each.f_code, each is found
+            if each is found:
+                return
 
 
 def path_of(frame: FrameType | None) -> tuple[tuple[int, int], ...]:

@@ -26,7 +26,8 @@ from gradguard._watch.left_mode import LeftModes
 from gradguard._watch.registrations import Registrations
 from gradguard._watch.watch import Removable
 
-_AT_ONCE = 8  # parameters and buffers looked at in one step
+_AT_ONCE = 8  # parameters and buffers looked at in one step,
+_EVERY = 4  # and in how many steps once
 _AT_FIRST = 512  # in a first forward; of more, those that are suspect when the watch is made
 _PATIENCE = 4  # empty steps: one in four with a gradient is a task's optimizer in turn
 Told = tuple[Callable[[Finding], object], Callable[[Finding], object]]
@@ -98,18 +99,22 @@ class Feeder:
         if id(optimizer) in self._stepping:  # a step may call that of a base class
             return
         self._stepping.add(id(optimizer))
-        since = self.judge.scene.optimizers.of(optimizer).last
+        held = self.judge.scene.optimizers.of(optimizer)
+        since = held.last
         self.judge.before_step(optimizer, frame, closure=closure)
         if not closure:
-            self._look(optimizer, frame, since)
+            self._look(optimizer, held, frame, since)
 
     def after_step(self, optimizer: Optimizer, frame: FrameType, *, closure: bool) -> None:
         """Take a step after its update."""
         self._stepping.discard(id(optimizer))
-        since = self.judge.scene.optimizers.of(optimizer).last
-        self.judge.after_step(optimizer, frame, closure=closure)
-        if closure:
-            self._look(optimizer, frame, since)
+        if not closure:
+            self.judge.after_step(optimizer, frame, closure=False)
+            return
+        held = self.judge.scene.optimizers.of(optimizer)
+        since = held.last
+        self.judge.after_step(optimizer, frame, closure=True)
+        self._look(optimizer, held, frame, since)
 
     def finish(self) -> None:
         """Say what only the end shows."""
@@ -118,13 +123,17 @@ class Feeder:
         self.judge.steps.finish()
         self.judge.graphs.finish(crashed=False)
 
-    def _look(self, optimizer: Optimizer, frame: FrameType, since: int) -> None:
+    def _look(self, optimizer: Optimizer, held: Held, frame: FrameType, since: int) -> None:
         scene = self.judge.scene
-        held = scene.optimizers.of(optimizer)
         if has_gradient(optimizer):
             self._in_a_row.step(optimizer, held, since)
         elif scene.modules.unseen:
             self._inner.see_all()
+        if scene.steps % _EVERY == 1:
+            self._look_at_some(frame)
+
+    def _look_at_some(self, frame: FrameType) -> None:
+        """Look at a few tensors, so that in the end all were looked at again."""
         some = list(itertools.islice(self._tensors, _AT_ONCE))
         if len(some) < _AT_ONCE:
             self._tensors = self._walk()
