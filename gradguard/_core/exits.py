@@ -5,7 +5,7 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 from gradguard._core.abandoned import bring_back, is_abandoned, without_abandoned
-from gradguard._core.exits_elsewhere import open_elsewhere
+from gradguard._core.exits_elsewhere import USE_WITH, close_outside_body, open_elsewhere
 from gradguard._core.guard_stack import (
     Boundary,
     Link,
@@ -28,8 +28,6 @@ from gradguard._core.state import (
     set_inference,
 )
 from gradguard._errors import GradModeWarning, add_note
-
-_USE_WITH = "Use `with`, which exits each guard in the block and the thread that entered it."
 
 
 def close(guard: Opener, error: BaseException | None = None) -> None:
@@ -56,7 +54,8 @@ def close(guard: Opener, error: BaseException | None = None) -> None:
         equal = (i for i, link in enumerate(chain) if link[0] == guard and is_abandoned(link))
         at = next(equal, -1) if elsewhere is None else -1
         if at < 0:
-            raise RuntimeError(_not_open(guard, chain, elsewhere))
+            close_outside_body(guard, lambda _: close(guard, error), chain, elsewhere)
+            return
     if at == 0:
         close_link(chain[0])
         if thread.seen_by_others.strays:
@@ -220,7 +219,7 @@ def _warn_out_of_order(guard: Opener, inner: Opener, error: BaseException | None
         f"{closed} was exited while {innermost}, entered after it, is still open: {innermost} goes "
         f"on deciding the grad mode, and its exit brings back what {closed} found. Usual causes: a "
         "`with` block that spans a `yield` or an `await` (decorate the function instead, or use "
-        f"gradguard.isolated), or __enter__ and __exit__ called by hand. {_USE_WITH}"
+        f"gradguard.isolated), or __enter__ and __exit__ called by hand. {USE_WITH}"
     )
     try:
         warn(text, GradModeWarning)
@@ -228,20 +227,3 @@ def _warn_out_of_order(guard: Opener, inner: Opener, error: BaseException | None
         if error is None:
             raise
         add_note(error, text)  # a warning that is an error must not hide what the body raised
-
-
-def _not_open(guard: Opener, chain: list[Link], elsewhere: str | None) -> str:
-    here = ", ".join(map(repr, guards_of(chain))) or "none"
-    if elsewhere is not None:
-        return (
-            f"{guard!r} was entered in another thread ({elsewhere}) and cannot be exited in this "
-            f"one, whose mode is unchanged (open here, outermost first: {here}). Frameworks run "
-            "the two halves of a `yield` dependency in two threads of a pool. Decorate the "
-            f"function that needs the mode, for example the endpoint, with {guard!r}; or take the "
-            "mode along to another thread with gradguard.carry(fn)."
-        )
-    return (
-        f"{guard!r} is not open in this thread (open here, outermost first: {here}), so it "
-        "cannot be exited; the mode is unchanged. It was never entered, or was exited already. "
-        f"{_USE_WITH}"
-    )

@@ -1,20 +1,29 @@
-"""Exits that are tried in another thread than the entry was made in.
+"""Exits that are tried in another thread than the entry was made in, or outside its body.
 
 Frameworks run the two halves of a `yield` dependency in two threads of a pool. From the second
-thread the first cannot be switched; but it can be told that the block is over.
+thread the first cannot be switched; but it can be told that the block is over. And a generator
+that began a block inside a body may go on, or be closed, while the body is suspended.
 """
 
 import inspect
 import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 from gradguard._core.guard_stack import (
     ChainOfThread,
+    Link,
     Opener,
     chains,
+    guards_of,
     is_entry_of,
     links_from,
+    suspended_in_blocks,
     thread,
 )
+
+USE_WITH = "Use `with`, which exits each guard in the block and the thread that entered it."
 
 
 def open_elsewhere(guard: Opener) -> str | None:
@@ -31,6 +40,21 @@ def open_elsewhere(guard: Opener) -> str | None:
         others[0].strays.append((guard, certain))
     others[0].suspect()
     return " or ".join(sorted(other.name for other in others))
+
+
+def close_outside_body(
+    guard: Opener, close: Callable[[Any], None], chain: list[Link], elsewhere: str | None
+) -> None:
+    """Close `guard`, which is not open in this thread, in the body that is suspended in its block.
+
+    So it is where the collector closes a body and the generator that it runs. Where that generator
+    outlives the body, its block has ended with it, and its exit has nothing left to do.
+    """
+    bodies = [each for each in list(suspended_in_blocks) if each.holds(guard)]
+    if elsewhere is None and len(bodies) == 1:
+        bodies[0].step(close, [None])
+    elif elsewhere is not None or bodies or not _ends_block_of_body():
+        raise RuntimeError(_not_open(guard, chain, elsewhere, len(bodies)))
 
 
 def strays_of(guard: Opener | None, seen: ChainOfThread | None = None) -> int:
@@ -88,10 +112,52 @@ def _is_exit_of_block() -> bool:
     A ``with`` whose halves run in two threads stands in a body that can be suspended, and an exit
     stack exits only what it has entered. A call of ``__exit__`` by hand may be a mistake.
     """
+    frame = _who_exits()
+    return _is_contextlib(frame) or _is_with_in_body(frame)
+
+
+def _ends_block_of_body() -> bool:
+    """Tell whether the exit is that of a ``with`` in a body that can be suspended."""
+    frame = _who_exits()
+    while _is_contextlib(frame) and frame.f_back is not None:
+        frame = frame.f_back
+    return _is_with_in_body(frame)
+
+
+def _who_exits() -> FrameType:
     frame = sys._getframe()  # noqa: SLF001 (inspect.currentframe() may be None)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradguard."):
         frame = frame.f_back
-    if frame.f_globals.get("__name__") == "contextlib":
-        return True
+    return frame
+
+
+def _is_contextlib(frame: FrameType) -> bool:
+    return bool(frame.f_globals.get("__name__") == "contextlib")
+
+
+def _is_with_in_body(frame: FrameType) -> bool:
     code = frame.f_code
     return bool(code.co_flags & _RUNS_IN_ANY_THREAD) and "__exit__" not in code.co_names
+
+
+def _not_open(guard: Opener, chain: list[Link], elsewhere: str | None, bodies: int) -> str:
+    here = ", ".join(map(repr, guards_of(chain))) or "none"
+    if elsewhere is not None:
+        return (
+            f"{guard!r} was entered in another thread ({elsewhere}) and cannot be exited in this "
+            f"one, whose mode is unchanged (open here, outermost first: {here}). Frameworks run "
+            "the two halves of a `yield` dependency in two threads of a pool. Decorate the "
+            f"function that needs the mode, for example the endpoint, with {guard!r}; or take the "
+            "mode along to another thread with gradguard.carry(fn)."
+        )
+    if bodies:
+        return (
+            f"{guard!r} is open in {bodies} suspended generators or coroutines, and its exit here "
+            "ends its block in one of them, but nothing tells in which; the mode is unchanged. "
+            "Enter a guard of its own in each."
+        )
+    return (
+        f"{guard!r} is not open in this thread (open here, outermost first: {here}), so it "
+        "cannot be exited; the mode is unchanged. It was never entered, or was exited already. "
+        f"{USE_WITH}"
+    )

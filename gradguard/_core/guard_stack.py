@@ -1,6 +1,7 @@
 """The guards that are open in this thread, as a chain of immutable links, innermost first."""
 
 import threading
+from collections.abc import Callable
 from typing import Any, TypeAlias
 from weakref import ReferenceType, WeakSet
 
@@ -31,6 +32,20 @@ class Boundary(Opener):
 
     def __repr__(self) -> str:
         return "the running generator or coroutine"
+
+    def holds(self, guard: Opener) -> bool:
+        """Tell whether it is suspended with `guard` open in it."""
+        raise NotImplementedError
+
+    def step(self, call: Callable[[Any], Any], passed: list[Any]) -> Any:
+        """Call `call` in its mode, with its guards, with the only thing that is `passed`."""
+        raise NotImplementedError
+
+
+# The bodies that are suspended in blocks, such as those of a generator that they run: who closes
+# that meanwhile closes a block of theirs. Kept alive, as a weak reference is gone where a body is
+# part of a cycle that is collected; each is taken out at its end.
+suspended_in_blocks: set[Boundary] = set()
 
 
 class Owner(Opener):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from gradguard._core import suspendable, suspended_bodies
+from gradguard._core import suspendable, suspended_bodies, suspended_modes
 from gradguard._core.frames import is_library, module_of, outwards, user_line
 from gradguard._locate.autograd_frames import forwards, function_forward
 from gradguard._locate.enclosing import Block, blocks_in
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # The modules whose functions step a body that can be suspended.
-_STEPS_BODIES = (suspendable.__name__, suspended_bodies.__name__)
+_STEPS_BODIES = {each.__name__ for each in (suspendable, suspended_modes, suspended_bodies)}
 
 
 def enclosing(frame: FrameType | None = None) -> tuple[Block, ...]:

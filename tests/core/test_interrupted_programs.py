@@ -323,9 +323,6 @@ def run(program, signal, *, traced=True):
         dropped.append((one.exc_type, str(one.exc_value)))
 
     hook, sys.unraisablehook = sys.unraisablehook, note
-    # A collection amid a program may close what a suspended body runs before the body itself, which
-    # brings its guards back: such an exit does not find its entry (known, and not mended yet).
-    gc.disable()
     try:
         if traced:
             signal.run(lambda: running.do_catch(program))
@@ -339,7 +336,6 @@ def run(program, signal, *, traced=True):
         assert guards() == ()
         assert running.unknown() or grad_state() == START
     finally:
-        gc.enable()
         sys.unraisablehook = hook
         stack.cell[0] = None
         put_back(START)
