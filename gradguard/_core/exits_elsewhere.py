@@ -50,11 +50,13 @@ def close_outside_body(
     So it is where the collector closes a body and the generator that it runs. Where that generator
     outlives the body, its block has ended with it, and its exit has nothing left to do.
     """
+    if elsewhere is not None or not _ends_block_of_body():
+        raise RuntimeError(_not_open(guard, chain, elsewhere))
     bodies = [each for each in list(suspended_in_blocks) if each.holds(guard)]
-    if elsewhere is None and len(bodies) == 1:
-        bodies[0].step(close, [None])
-    elif elsewhere is not None or bodies or not _ends_block_of_body():
-        raise RuntimeError(_not_open(guard, chain, elsewhere, len(bodies)))
+    if len(bodies) > 1:
+        raise RuntimeError(_in_one_of(guard, len(bodies)))
+    for body in bodies:
+        body.step(close, [None])
 
 
 def strays_of(guard: Opener | None, seen: ChainOfThread | None = None) -> int:
@@ -119,7 +121,9 @@ def _is_exit_of_block() -> bool:
 def _ends_block_of_body() -> bool:
     """Tell whether the exit is that of a ``with`` in a body that can be suspended."""
     frame = _who_exits()
-    while _is_contextlib(frame) and frame.f_back is not None:
+    while frame.f_back is not None and (
+        _is_contextlib(frame) or frame.f_code.co_name in ("__exit__", "__aexit__")
+    ):
         frame = frame.f_back
     return _is_with_in_body(frame)
 
@@ -140,7 +144,7 @@ def _is_with_in_body(frame: FrameType) -> bool:
     return bool(code.co_flags & _RUNS_IN_ANY_THREAD) and "__exit__" not in code.co_names
 
 
-def _not_open(guard: Opener, chain: list[Link], elsewhere: str | None, bodies: int) -> str:
+def _not_open(guard: Opener, chain: list[Link], elsewhere: str | None) -> str:
     here = ", ".join(map(repr, guards_of(chain))) or "none"
     if elsewhere is not None:
         return (
@@ -150,14 +154,16 @@ def _not_open(guard: Opener, chain: list[Link], elsewhere: str | None, bodies: i
             f"function that needs the mode, for example the endpoint, with {guard!r}; or take the "
             "mode along to another thread with gradguard.carry(fn)."
         )
-    if bodies:
-        return (
-            f"{guard!r} is open in {bodies} suspended generators or coroutines, and its exit here "
-            "ends its block in one of them, but nothing tells in which; the mode is unchanged. "
-            "Enter a guard of its own in each."
-        )
     return (
         f"{guard!r} is not open in this thread (open here, outermost first: {here}), so it "
         "cannot be exited; the mode is unchanged. It was never entered, or was exited already. "
         f"{USE_WITH}"
+    )
+
+
+def _in_one_of(guard: Opener, bodies: int) -> str:
+    return (
+        f"{guard!r} is open in {bodies} suspended generators or coroutines, and its exit here ends "
+        "its block in one of them, but nothing tells in which; the mode is unchanged. Enter a "
+        "guard of its own in each."
     )

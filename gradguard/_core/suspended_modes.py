@@ -142,11 +142,14 @@ class SuspendedMode(Suspendable, Boundary):
             if not relinked and is_inference_mode_enabled() is not self._outside:
                 set_inference(self._outside)
             set_grad(found is True)  # make_fx and torch.export see no other way back
-            in_blocks = len(self._own) > (self._guard is not None)
-            (suspended_in_blocks.add if in_blocks else suspended_in_blocks.discard)(self)
+            (suspended_in_blocks.add if self._blocks() else suspended_in_blocks.discard)(self)
 
     def holds(self, guard: Opener) -> bool:
-        return self._base is None and any(is_entry_of(link, guard) for link in self._own)
+        return self._base is None and any(is_entry_of(link, guard) for link in self._blocks())
+
+    def _blocks(self) -> list[Link]:
+        """The body's own links without that of its decorator, which is no block's."""
+        return self._own if self._guard is None else self._own[:-1]
 
     def finish(self) -> None:
         """Bring back the resumer's mode and guards; guards that the body left open are closed."""

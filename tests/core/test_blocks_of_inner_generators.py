@@ -8,7 +8,7 @@ import gc
 import sys
 import threading
 import types
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from hypothesis import given
@@ -26,12 +26,36 @@ OUTER = {
 }
 
 
-def nested(names):
+class Own:
+    """A context manager that switches in methods of its own."""
+
+    def __init__(self, guard):
+        self.guard = guard
+
+    def __enter__(self):
+        self.guard.__enter__()
+
+    def __exit__(self, *error):
+        self.guard.__exit__(*error)
+
+
+@contextmanager
+def stacked(guard):
+    with ExitStack() as stack:
+        stack.enter_context(guard)
+        yield
+
+
+ENTERED = {"itself": lambda guard: guard, "in methods": Own, "on a stack": stacked}
+
+
+def nested(blocks):
     """Be in ever more blocks, and then in ever fewer."""
-    if names:
-        with KINDS[names[0]].make():
+    if blocks:
+        way, name = blocks[0]
+        with ENTERED[way](KINDS[name].make()):
             yield
-            yield from nested(names[1:])
+            yield from nested(blocks[1:])
     yield
 
 
@@ -78,19 +102,19 @@ kinds = st.sampled_from(sorted(KINDS))
 forms = st.sampled_from(sorted(FORMS))
 outers = st.sampled_from(sorted(OUTER))
 acts_outside = st.tuples(st.sampled_from(["step", "next", "close"]), kinds)
-several = st.lists(kinds, min_size=1, max_size=3)
+several = st.lists(st.tuples(st.sampled_from(sorted(ENTERED)), kinds), min_size=1, max_size=3)
 
 
 class Running:
     """A decorated body that runs an inner generator, and the modes that its lines have seen."""
 
-    def __init__(self, form, outer, names, *, inner_first=True):
+    def __init__(self, form, outer, blocks, *, inner_first=True):
         self.seen, held = [], []
         if inner_first:  # a collector closes first what was made first
-            held.append(nested(names))
+            held.append(nested(blocks))
         self.body = OUTER[outer]()(FORMS[form])(held, self.seen)
         if not inner_first:
-            held.append(nested(names))
+            held.append(nested(blocks))
         self.inner = held[0]
         self.over = False
 
@@ -116,10 +140,10 @@ class Running:
             self.body.close()
 
 
-def modes_by_steps(form, outer, names):
+def modes_by_steps(form, outer, blocks):
     """The mode that the body's lines see after so many steps of the inner generator in it."""
-    alone, modes = Running(form, outer, names), []
-    for _ in range(2 * len(names) + 1):
+    alone, modes = Running(form, outer, blocks), []
+    for _ in range(2 * len(blocks) + 1):
         alone.step()
         modes.append(alone.seen[-1])
     alone.end()
@@ -130,12 +154,12 @@ def nothing_left():
     return grad_state() == START and guards() == () and not suspended_in_blocks
 
 
-@given(form=forms, outer=outers, names=several, data=st.data())
-def test_wherever_it_is_gone_on_with(form, outer, names, data):
+@given(form=forms, outer=outers, blocks=several, data=st.data())
+def test_wherever_it_is_gone_on_with(form, outer, blocks, data):
     """Stepped in the body or outside it, closed or outliving it, an exit is that of its block."""
-    modes = modes_by_steps(form, outer, names)
-    running, done = Running(form, outer, names), len(names)
-    for _ in names:
+    modes = modes_by_steps(form, outer, blocks)
+    running, done = Running(form, outer, blocks), len(blocks)
+    for _ in blocks:
         running.step()
     for act, around in data.draw(st.lists(acts_outside, max_size=7)):
         with KINDS[around].make():
@@ -157,14 +181,14 @@ def test_wherever_it_is_gone_on_with(form, outer, names, data):
     assert nothing_left()
 
 
-@given(form=forms, outer=outers, names=several, inner_first=st.booleans())
-def test_collected_with_its_body(form, outer, names, inner_first):
+@given(form=forms, outer=outers, blocks=several, inner_first=st.booleans())
+def test_collected_with_its_body(form, outer, blocks, inner_first):
     """The collector closes either first: each ends in its mode, and nothing is said."""
-    said, modes = [], modes_by_steps(form, outer, names)
+    said, modes = [], modes_by_steps(form, outer, blocks)
     hook, sys.unraisablehook = sys.unraisablehook, said.append
     try:
-        running = Running(form, outer, names, inner_first=inner_first)
-        for _ in names:
+        running = Running(form, outer, blocks, inner_first=inner_first)
+        for _ in blocks:
             running.step()
         seen, cycle = running.seen, [running.inner, running.body]
         cycle.append(cycle)
@@ -173,13 +197,13 @@ def test_collected_with_its_body(form, outer, names, inner_first):
     finally:
         sys.unraisablehook = hook
     assert said == []
-    assert seen[-1] in (modes[-1], modes[len(names) - 1])
+    assert seen[-1] in (modes[-1], modes[len(blocks) - 1])
     assert nothing_left()
 
 
 def test_closed_in_another_thread():
     """The body is told there, and goes on where it runs in the mode around the block."""
-    running = Running("generator", "no_grad", ["enable_grad"])
+    running = Running("generator", "no_grad", [("itself", "enable_grad")])
     running.step()
     other = threading.Thread(target=running.inner.close)
     other.start()
@@ -213,6 +237,25 @@ def test_one_guard_in_two_bodies():
     assert [next(each) for each in bodies] == [START, START]
     for each in bodies:
         each.close()
+    assert nothing_left()
+
+
+def test_an_exit_by_hand_ends_no_block_of_a_body():
+    """What exits a guard that it has not entered is told so, though a body has it open."""
+    shared = gradguard.no_grad()
+
+    @shared
+    def body():
+        with gradguard.enable_grad(), shared:
+            yield grad_state()
+            yield grad_state()
+
+    running = body()
+    before = next(running)
+    with pytest.raises(RuntimeError, match="not open in this thread"):
+        shared.__exit__(None, None, None)
+    assert next(running) == before
+    running.close()
     assert nothing_left()
 
 
