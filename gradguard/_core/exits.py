@@ -7,6 +7,7 @@ from weakref import ReferenceType, ref
 from gradguard._core.abandoned import bring_back, is_abandoned, without_abandoned
 from gradguard._core.exits_elsewhere import USE_WITH, close_outside_body, open_elsewhere
 from gradguard._core.guard_stack import (
+    MADE_BY_TORCH,
     Boundary,
     Link,
     Opener,
@@ -56,8 +57,9 @@ def close(guard: Opener, error: BaseException | None = None) -> None:
         if at < 0:
             close_outside_body(guard, lambda _: close(guard, error), chain, elsewhere)
             return
-    if at == 0:
-        close_link(chain[0])
+    if all(link[0] is MADE_BY_TORCH for link in chain[:at]):  # torch's own guard is over
+        for link in chain[: at + 1]:
+            close_link(link)
         if thread.seen_by_others.strays:
             bring_back()
         return

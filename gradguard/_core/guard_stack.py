@@ -48,6 +48,18 @@ class Boundary(Opener):
 suspended_in_blocks: set[Boundary] = set()
 
 
+class _MadeByTorch(Opener):
+    """In the place of a guard of torch's own that a body has open, for one step of the body."""
+
+    __slots__ = ()
+    grad = False
+    inference = True
+    is_inference_block = True
+
+
+MADE_BY_TORCH = _MadeByTorch()
+
+
 class Owner(Opener):
     """A guard that holds the token of one of its entries itself, not the thread's chain.
 
@@ -113,7 +125,8 @@ def links_from(link: Link | None) -> list[Link]:
 
 def guards_of(chain: list[Link]) -> tuple[Opener, ...]:
     """The guards of a chain of links, outermost first."""
-    return tuple(link[0] for link in reversed(chain) if not isinstance(link[0], Boundary))
+    openers = (link[0] for link in reversed(chain))
+    return tuple(o for o in openers if not isinstance(o, Boundary) and o is not MADE_BY_TORCH)
 
 
 def grad_inside(grad: bool, inference: bool) -> bool:

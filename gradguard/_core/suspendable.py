@@ -12,7 +12,7 @@ from weakref import ReferenceType
 
 from typing_extensions import Self
 
-from gradguard._core.guard_stack import Link, Opener, Owner
+from gradguard._core.guard_stack import MADE_BY_TORCH, Link, Opener, Owner
 
 
 class Suspendable:
@@ -170,18 +170,6 @@ class EntersBodies(Protocol):
     """A guard, for the body of a call."""
 
     def enter_body(self) -> None: ...
-
-
-class _MadeByTorch(Opener):
-    """In the place of a guard of torch's own that a body has open, for one step of the body."""
-
-    __slots__ = ()
-    grad = False
-    inference = True
-    is_inference_block = True
-
-
-MADE_BY_TORCH = _MadeByTorch()
 
 
 def steady_mode(own: list[Link], modes: list[bool]) -> tuple[bool, bool] | None:

@@ -88,9 +88,9 @@ class Body(SuspendedMode):
         itself = None if keeper is None else ref(keeper)
         base: Link = (self, grad, None, cell[0])
         top = base
-        if self._plain:
-            for each, its_found in self._plain:
-                top = (each, its_found, None, top)
+        for each, its_found in self._plain:
+            top = (each, its_found, None, top)
+        if (found is True) is not grad:
             set_grad(found is True)  # what the token brings back
         token = enter_inference(True)
         if keeper is None:

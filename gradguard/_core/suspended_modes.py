@@ -17,6 +17,7 @@ exit out of order. Those of torch's own guards are out of reach, and stay.
 
 from gradguard._core.exits import rewind, unwind
 from gradguard._core.guard_stack import (
+    MADE_BY_TORCH,
     Boundary,
     Link,
     Opener,
@@ -36,7 +37,6 @@ from gradguard._core.state import (
     set_inference,
 )
 from gradguard._core.suspendable import (
-    MADE_BY_TORCH,
     EntersBodies,
     Suspendable,
     all_asleep,

@@ -453,6 +453,44 @@ def test_the_mode_belongs_to_the_body(kind, name):
     assert take() is None
 
 
+OWN_MODE = {
+    **{name: decorate for name, (decorate, _) in DECORATORS.items()},
+    "isolated": gradguard.isolated,
+}
+
+
+@given(
+    kind=st.sampled_from(["generator", "coroutine", "async"]),
+    name=st.sampled_from(sorted(OWN_MODE)),
+    blocks=st.lists(st.sampled_from(sorted(INNER)), max_size=3),
+    first=st.sampled_from(MODES),
+    later=st.lists(st.sampled_from(MODES), min_size=1, max_size=8),
+)
+def test_any_blocks_of_a_body_do_not_depend_on_its_later_resumers(kind, name, blocks, first, later):
+    """What a block brings back at its end is what it found in the body, not in who resumes it."""
+
+    def body(left=tuple(blocks)):
+        yield grad_state()
+        if left:
+            with INNER[left[0]][0]():
+                yield from body(left[1:])
+            yield grad_state()
+
+    def seen(resumers):
+        take = each_step(kind, OWN_MODE[name], body)
+        for resumer in (first, *resumers):
+            put_back(resumer)
+            yield take()
+            assert grad_state() == resumer
+
+    steps = 2 * len(blocks) + 1
+    try:
+        alike = list(seen([first] * steps))
+        assert list(seen([later[at % len(later)] for at in range(steps)])) == alike
+    finally:
+        put_back(GRAD)
+
+
 @each_kind
 @each_decorator
 @pytest.mark.parametrize("inner", INNER)
