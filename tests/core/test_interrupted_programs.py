@@ -329,6 +329,7 @@ def run(program, signal, *, traced=True):
         else:
             running.do_catch(program)
         gc.collect()  # what is left in cycles is this program's, and must not end amid the next
+        gc.freeze()  # and what is alive now is not looked at again
         # Python itself drops what is raised where a body is dropped.
         came_out = running.came_out or any(kind is Interrupt for kind, _ in dropped)
         assert signal.came == came_out
