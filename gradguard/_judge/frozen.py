@@ -17,6 +17,8 @@ from gradguard._judge.scene import Scene
 from gradguard._judge.wording import counted
 
 _TRIES = 8  # steps in which a frozen parameter is compared, until it is known not to move
+_MANY = 512  # parameters: a look at thousands takes a hundredth of a step,
+_FIRST = 4  # and comes in this step at first, as the first two have the most to look at
 
 
 class FrozenMoves:
@@ -39,8 +41,7 @@ class FrozenMoves:
 
     def before(self, optimizer: Optimizer, held: Held) -> None:
         """Remember what a step should leave as it is."""
-        # Where nobody said that any was frozen, ever more rarely.
-        if not self._lines and held.steps & (held.steps - 1):
+        if not self._lines and not _is_looked_at(optimizer, held.steps):
             return
         # torch's own optimizers leave alone what has no gradient.
         own = type(optimizer).__module__.startswith("torch.optim")
@@ -80,6 +81,13 @@ class FrozenMoves:
             model=model,
             first_step=self._scene.steps,
         )
+
+
+def _is_looked_at(optimizer: Optimizer, step: int) -> bool:
+    """Tell whether a step is one for a look where nobody said that any was frozen: ever fewer."""
+    if step & (step - 1):
+        return False
+    return step >= _FIRST or sum(len(each["params"]) for each in optimizer.param_groups) <= _MANY
 
 
 class _Undone(NamedTuple):

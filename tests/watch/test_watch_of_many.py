@@ -118,3 +118,18 @@ def test_layers_that_were_not_seen_are_not_said_not_to_run():
             model.layers[-1].zero_grad()
             optimizer.step()
     assert ["zero_grad() was called between" in each.message for each in watch.findings] == [True]
+
+
+def test_frozen_layers_of_many_that_move():
+    """They are looked for from the fourth step on; of few in the first, too."""
+    for count, first in ((MANY, 4), (4, 1)):
+        model, optimizer = chain(count)
+        with pytest.raises(GradModeError, match="1 frozen parameter "):
+            with watch_training(model, optimizer) as watch:
+                for _ in range(first):
+                    optimizer.zero_grad()
+                    model.requires_grad_(True)
+                    model(torch.ones(1, 1)).sum().backward()
+                    model.layers[-1].bias.requires_grad_(False)
+                    optimizer.step()
+        assert watch.steps == first
