@@ -248,7 +248,7 @@ def test_an_override_that_wakes_up_leaves_others_in_eval_mode():
 
 
 @pytest.mark.parametrize("deadlocks", [False, True])
-def test_sixteen_threads(switching_often, deadlocks):
+def test_sixteen_threads(switching_often, monkeypatch, deadlocks):
     """Random scopes, failing blocks and failing overrides: the flags of the start, none lost.
 
     Nor where overrides wait for a lock of threads that wait for them. There a thread that waits
@@ -268,6 +268,8 @@ def test_sixteen_threads(switching_often, deadlocks):
     before = [part.training for part in parts]
     start = threading.Barrier(THREADS)
     rounds = ROUNDS // (10 if deadlocks else 1)
+    if deadlocks:  # each goes on after so many looks
+        monkeypatch.setattr(turns, "_LOOK_AGAIN", 0.005)
 
     def work(number):
         choose = random.Random(number)  # noqa: S311 (no secret)
